@@ -1,0 +1,5 @@
+"""The command line of HashStream."""
+
+from hashstream.cli.main import cli, main
+
+__all__ = ["cli", "main"]

@@ -1,0 +1,5 @@
+"""``python -m hashstream.cli``."""
+
+from hashstream.cli.main import main
+
+main()

@@ -1,0 +1,384 @@
+"""One short function a command: options in, a library call, the result out.
+
+The library is imported inside the functions, so that `--help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hashstream.cli import options
+from hashstream.cli.context import Session
+
+pass_session = click.pass_obj
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=options.PathType, metavar="SRC...")
+@click.argument("target", type=options.PathType, metavar="ATLAS.zarr")
+@click.option("--layer", metavar="NAME", help="Where the raw counts are: X, raw or a layer's name.")
+@click.option(
+    "--genes",
+    type=click.Choice(["intersection", "union"]),
+    show_default=True,
+    help="Genes of the atlas where sources differ.",
+)
+@click.option("--batch-key", metavar="KEY", show_default=True, help="Column of obs that names each cell's source.")
+@click.option("--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB.")
+@click.option("--make-unique", is_flag=True, help="Number repeated gene names instead of refusing them.")
+@click.option(
+    "--transpose/--no-transpose", default=None, help="Text tables: genes are rows / are columns.  [default: detected]"
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted ingest.")
+@options.force
+@pass_session
+def ingest(
+    session: Session,
+    sources: tuple[Path, ...],
+    target: Path,
+    layer: str | None,
+    genes: str,
+    batch_key: str,
+    max_memory: str,
+    make_unique: bool,
+    transpose: bool | None,
+    resume: bool,
+    force: bool,
+) -> None:
+    """Convert h5ad, AnnData zarr, loom, 10x .h5, 10x .mtx folders, csv or tsv to a canonical atlas.
+
+    Several sources become one atlas, in the order given.
+    """
+    from hashstream.stages.ingest import ingest as ingest_stage
+
+    try:
+        report = ingest_stage(
+            sources,
+            target,
+            layer=layer,
+            genes=genes,
+            batch_key=batch_key,
+            max_memory=max_memory,
+            make_unique=make_unique,
+            transpose=transpose,
+            resume=resume,
+            force=force,
+            progress=session.listener(),
+        )
+    except KeyboardInterrupt:
+        session.say(f"interrupted; what is done is kept, continue with: hashstream ingest ... {target} --resume")
+        raise
+    session.show(report)
+
+
+@click.command()
+@click.argument("target", type=options.PathType, metavar="ATLAS.zarr")
+@options.simulation
+@options.force
+@pass_session
+def simulate(
+    session: Session,
+    target: Path,
+    cells: int,
+    genes: int,
+    types: int,
+    batches: int,
+    nnz_per_cell: int,
+    force: bool,
+) -> None:
+    """Simulate an atlas of any size: a tree of types, batches, negative-binomial counts."""
+    from hashstream.stages.ingest import simulate as simulate_stage
+
+    report = simulate_stage(
+        target,
+        n_cells=cells,
+        n_genes=genes,
+        n_types=types,
+        n_batches=batches,
+        nnz_per_cell=nnz_per_cell,
+        seed=session.seed,
+        force=force,
+        progress=session.listener(),
+    )
+    session.show(report)
+
+
+@click.command()
+@options.sources
+@click.option("-o", "--output", required=True, type=options.PathType, help="Folder of the hasher to make.")
+@click.option("--method", type=click.Choice(["pca-itq"]), show_default=True, help="Hash function to learn.")
+@options.fit_options
+@options.layer
+@options.force
+@pass_session
+def fit(
+    session: Session,
+    sources: tuple[Path, ...],
+    output: Path,
+    method: str,
+    bits: int,
+    n_genes: int,
+    sample: int,
+    layer: str | None,
+    force: bool,
+) -> None:
+    """Learn a hasher from a bounded sample of an atlas."""
+    del method
+    from hashstream.hashing import PcaItqSettings
+    from hashstream.stages.fit import fit as fit_stage
+
+    fit_stage(
+        sources,
+        output,
+        settings=PcaItqSettings(n_bits=bits, n_genes=n_genes),
+        sample_cells=sample,
+        layer=layer,
+        seed=session.seed,
+        force=force,
+        progress=session.listener(),
+    )
+    _show_path(session, output)
+
+
+@click.command()
+@options.sources
+@click.option("-o", "--output", required=True, type=options.PathType, help="RUN directory to make.")
+@click.option("--hasher", type=options.PathType, help="A fitted hasher; without one, pca-itq is fitted first.")
+@options.fit_options
+@options.layer
+@click.option("--threads", type=click.IntRange(min=0), show_default=True, help="Kernel threads; 0: all cores.")
+@click.option("--chunk-rows", type=click.IntRange(min=1), help="Cells a chunk.  [default: about 16 MiB of matrix]")
+@click.option("--max-buckets", type=click.IntRange(min=1), show_default=True, help="Most buckets.")
+@click.option("--bucket-bits", type=click.IntRange(min=1), help="Longest bucket prefix.  [default: the whole code]")
+@click.option(
+    "--min-overlap", type=click.FloatRange(0, 1), show_default=True, help="Smallest share of the hasher's genes."
+)
+@click.option("--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB.")
+@click.option("--partition-rows", type=click.IntRange(min=1), show_default=True, help="Cells a partition.")
+@click.option("--partition", metavar="I/N", help="Do only the I-th of N shares (I from 0); then `hashstream finalize`.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.option("--dry-run", is_flag=True, help="Print partitions, bytes and projected memory; write nothing.")
+@options.force
+@pass_session
+def encode(
+    session: Session,
+    sources: tuple[Path, ...],
+    output: Path,
+    hasher: Path | None,
+    bits: int,
+    n_genes: int,
+    sample: int,
+    layer: str | None,
+    threads: int,
+    chunk_rows: int | None,
+    max_buckets: int,
+    bucket_bits: int | None,
+    min_overlap: float,
+    max_memory: str,
+    partition_rows: int,
+    partition: str | None,
+    resume: bool,
+    dry_run: bool,
+    force: bool,
+) -> None:
+    """Stream an atlas once: codes and bucket tokens of every cell."""
+    from hashstream.hashing import PcaItqSettings
+    from hashstream.stages import encode_plan
+    from hashstream.stages.encode import encode as encode_stage
+
+    settings = encode_plan.EncodeSettings(
+        threads=threads,
+        max_memory=max_memory,
+        chunk_rows=chunk_rows,
+        max_buckets=max_buckets,
+        bucket_bits=bucket_bits,
+        min_overlap=min_overlap,
+        partition_rows=partition_rows,
+    )
+    fit_settings = PcaItqSettings(n_bits=bits, n_genes=n_genes)
+    if dry_run:
+        plan = encode_plan.dry_run(sources, hasher=hasher, settings=settings, fit_settings=fit_settings, layer=layer)
+        session.show(plan if session.json else encode_plan.describe_plan(plan))
+        return
+    share = None if partition is None else encode_plan.Partition.parse(partition)
+    try:
+        run = encode_stage(
+            sources,
+            output,
+            hasher=hasher,
+            settings=settings,
+            fit_settings=fit_settings,
+            sample_cells=sample,
+            layer=layer,
+            seed=session.seed,
+            force=force,
+            resume=resume,
+            partition=share,
+            argv=session.argv,
+            progress=session.listener(),
+        )
+    except KeyboardInterrupt:
+        session.say(f"interrupted; what is done is kept, continue with: hashstream encode ... -o {output} --resume")
+        raise
+    if run is None:
+        session.say(f"share {partition} is done; when all are: hashstream finalize {output}")
+        return
+    session.say(
+        f"{run.n_cells:,} cells -> {run.n_buckets:,} buckets of {run.bucket_bits} of {run.n_bits} bits "
+        f"in {sum(run.meta['seconds'].values()):.1f} s"
+    )
+    _show_path(session, output)
+
+
+@click.command()
+@options.run
+@options.force
+@pass_session
+def finalize(session: Session, run: Path, force: bool) -> None:
+    """Check and merge what `encode --partition` jobs made."""
+    from hashstream.stages.encode import finalize as finalize_stage
+
+    made = finalize_stage(run, force=force, argv=session.argv)
+    session.say(f"{made.n_cells:,} cells -> {made.n_buckets:,} buckets of {made.bucket_bits} of {made.n_bits} bits")
+    _show_path(session, run)
+
+
+@click.command()
+@options.run
+@click.option("--n-clusters", default="auto", metavar="K|auto", show_default=True, help="Number of clusters.")
+@click.option(
+    "--method", type=click.Choice(["ward", "kmeans", "leiden"]), show_default=True, help="Clustering of the tokens."
+)
+@click.option("--resolution", type=click.FloatRange(min=0, min_open=True), help="Of Leiden; excludes --n-clusters.")
+@click.option(
+    "--bucket-bits", type=click.IntRange(min=1), help="Prefix to cluster.  [default: up to 16 bits, 3 cells a bucket]"
+)
+@pass_session
+def cluster(
+    session: Session, run: Path, n_clusters: str, method: str, resolution: float | None, bucket_bits: int | None
+) -> None:
+    """Cluster the bucket tokens of a run; cells inherit their bucket's cluster."""
+    from hashstream.stages.cluster import cluster as cluster_stage
+    from hashstream.stages.cluster import parse_n_clusters
+
+    result = cluster_stage(
+        run,
+        n_clusters=parse_n_clusters(n_clusters),
+        method=method,
+        resolution=resolution,
+        bucket_bits=bucket_bits,
+        seed=session.seed,
+    )
+    session.show(result)
+
+
+@click.command()
+@options.run
+@click.option("--reference", required=True, type=options.PathType, help="Run of a labelled atlas, same hasher.")
+@click.option("--labels", required=True, metavar="KEY", help="Column of the reference's obs with the labels.")
+@click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="Reference cells that vote.")
+@click.option(
+    "--unknown-threshold",
+    type=click.FloatRange(0, 1),
+    show_default=True,
+    help="Cells of less confidence are 'unknown'; 0 labels every cell.",
+)
+@options.atlas
+@pass_session
+def annotate(
+    session: Session,
+    run: Path,
+    reference: Path,
+    labels: str,
+    neighbours: int,
+    unknown_threshold: float,
+    atlas: tuple[Path, ...],
+) -> None:
+    """Label the cells of a run by the nearest buckets of a labelled reference run."""
+    from hashstream.stages.annotate import annotate as annotate_stage
+
+    result = annotate_stage(
+        run,
+        reference=reference,
+        labels=labels,
+        n_neighbours=neighbours,
+        unknown_threshold=unknown_threshold,
+        reference_atlas=atlas,
+    )
+    session.show(result)
+
+
+@click.command()
+@options.run
+@click.option("--truth", required=True, metavar="KEY", help="Column of obs with the true types.")
+@options.atlas
+@options.as_json
+@pass_session
+def evaluate(session: Session, run: Path, truth: str, atlas: tuple[Path, ...], json_here: bool) -> None:
+    """Compare clusters and labels of a run with the truth."""
+    from hashstream.runtime.run import Run
+    from hashstream.stages.evaluate import evaluate as evaluate_stage
+
+    session.show(evaluate_stage(Run.open(run), truth, atlas=atlas), as_json=json_here)
+
+
+@click.command()
+@options.run
+@click.option("--to", "target", required=True, type=options.PathType, help="AnnData store (.h5ad or .zarr).")
+@click.option("--counts/--no-counts", default=True, show_default=True, help="Copy the counts into a new store.")
+@options.atlas
+@options.force
+@pass_session
+def export(session: Session, run: Path, target: Path, counts: bool, atlas: tuple[Path, ...], force: bool) -> None:
+    """Write obs columns and obsm["X_hash"] into a new AnnData file, or into an existing zarr store."""
+    from hashstream.stages.export import export as export_stage
+
+    session.show(export_stage(run, target, atlas=atlas, counts=counts, force=force))
+
+
+@click.command()
+@click.argument("path", type=options.PathType)
+@options.as_json
+@pass_session
+def inspect(session: Session, path: Path, json_here: bool) -> None:
+    """Say in words what an atlas, a hasher or a run is."""
+    from hashstream.stages.inspect import inspect as inspect_stage
+
+    session.show(inspect_stage(path), as_json=json_here)
+
+
+@click.command()
+@click.option("-o", "--output", type=options.PathType, help="Folder to keep.  [default: a temporary one]")
+@click.option("--cells", type=click.IntRange(min=1000), help="Use a simulated atlas of so many cells instead.")
+@options.force
+@pass_session
+def demo(session: Session, output: Path | None, cells: int | None, force: bool) -> None:
+    """Encode, cluster, annotate and evaluate packaged real data (PBMC 3k), and print a table."""
+    from hashstream.stages.demo import demo as demo_stage
+
+    result = demo_stage(output, cells=cells, seed=session.seed, force=force, progress=session.listener())
+    if session.json:
+        session.show(result)
+    else:
+        click.echo(_demo_table(result))
+
+
+def _demo_table(result: dict[str, Any]) -> str:
+    lines = [f"{'stage':<34}{'measure':<12}{'value':>10}"]
+    for row in result["rows"]:
+        value = f"{row['value']:,.0f}" if row["measure"] in ("cells", "buckets") else f"{row['value']:.3f}"
+        lines.append(f"{row['stage']:<34}{row['measure']:<12}{value:>10}")
+    return "\n".join(lines)
+
+
+def _show_path(session: Session, path: Path) -> None:
+    if session.json:
+        session.show({"path": str(path)})
+    else:
+        click.echo(path)
+
+
+ALL = [ingest, simulate, fit, encode, finalize, cluster, annotate, evaluate, export, inspect, demo]

@@ -1,0 +1,107 @@
+"""The `hashstream` command: parse, call the library, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hashstream import __version__
+from hashstream.cli import commands
+from hashstream.cli.config import load_config, load_defaults, merge
+from hashstream.cli.context import Session
+
+EXIT_INTERRUPTED = 130
+
+
+class HashStreamGroup(click.Group):
+    """A group whose configuration is read before its own options, so that YAML can set those too."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        extra.setdefault("default_map", self._configuration(args))
+        return super().make_context(info_name, args, parent, **extra)
+
+    def _configuration(self, args: list[str]) -> dict[str, Any]:
+        defaults = load_defaults()
+        path = _config_argument(args, set(self.commands)) or os.environ.get("HASHSTREAM_CONFIG")
+        return defaults if path is None else merge(defaults, load_config(Path(path), self))
+
+
+def _config_argument(args: list[str], verbs: set[str]) -> str | None:
+    """The value of --config among the global options, which stand before the verb."""
+    for i, arg in enumerate(args):
+        if arg in verbs:
+            return None
+        if arg == "--config" and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith("--config="):
+            return arg.partition("=")[2]
+    return None
+
+
+@click.group(cls=HashStreamGroup, context_settings={"auto_envvar_prefix": "HASHSTREAM", "max_content_width": 110})
+@click.option("--config", metavar="FILE.yaml", help="Options by command, as YAML; the command line goes before it.")
+@click.option("--seed", type=click.IntRange(min=0), show_default=True, help="Seed of everything random.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an unexpected error.")
+@click.option("--quiet", is_flag=True, help="No notes and no progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@click.version_option(__version__, prog_name="hashstream")
+@click.pass_context
+def cli(ctx: click.Context, config: str | None, seed: int, verbose: bool, quiet: bool, as_json: bool) -> None:
+    """Stream single-cell atlases of any size into hash codes and bucket tokens; cluster and annotate the tokens."""
+    del config  # Read before the context was made.
+    ctx.obj = Session(seed=seed, verbose=verbose, quiet=quiet, json=as_json, argv=sys.argv)
+
+
+for command in commands.ALL:
+    cli.add_command(command)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: run the command line and exit with 0, 1 failed, 2 usage, 3 partial, or 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def run(args: list[str]) -> int:
+    """Run the command line and give the exit code; an error is one message on stderr."""
+    from hashstream.errors import HashStreamError
+    from hashstream.runtime.memory import return_freed_memory
+
+    return_freed_memory()
+    try:
+        result = cli.main(args=args, prog_name="hashstream", standalone_mode=False)
+    except HashStreamError as error:
+        click.echo(f"hashstream: {error}", err=True)
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("hashstream: interrupted.", err=True)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if _verbose(args):
+            raise
+        click.echo(f"hashstream: {error.strerror or error}: {error.filename or 'input or output'}", err=True)
+        return 1
+    except Exception as error:
+        if _verbose(args):
+            raise
+        click.echo(
+            f"hashstream: unexpected {type(error).__name__}: {error}. This is a defect of HashStream: please report "
+            "it with the output of the same command with -v.",
+            err=True,
+        )
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _verbose(args: list[str]) -> bool:
+    return "-v" in args or "--verbose" in args

@@ -1,0 +1,44 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+PathType = click.Path(path_type=Path)
+
+
+def _combine(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+sources = click.argument("sources", nargs=-1, required=True, type=PathType, metavar="ATLAS...")
+run = click.argument("run", type=PathType, metavar="RUN")
+force = click.option("--force", is_flag=True, help="Replace the target if it is there.")
+layer = click.option("--layer", metavar="NAME", help="Where the raw counts are: X, raw or a layer's name.")
+atlas = click.option(
+    "--atlas", multiple=True, type=PathType, help="Where the encoded atlas is now, if it was moved (repeatable)."
+)
+sample = click.option("--sample", type=click.IntRange(min=2), show_default=True, help="Most cells to learn from.")
+bits = click.option("--bits", type=click.IntRange(1, 256), show_default=True, help="Length of the code.")
+n_genes = click.option("--n-genes", type=click.IntRange(min=1), show_default=True, help="Highly variable genes to use.")
+as_json = click.option("--json", "json_here", is_flag=True, help="Print JSON.")
+
+fit_options = _combine(bits, n_genes, sample)
+
+simulation = _combine(
+    click.option("--cells", required=True, type=click.IntRange(min=1), help="Number of cells."),
+    click.option("--genes", type=click.IntRange(min=1), show_default=True, help="Number of genes."),
+    click.option("--types", type=click.IntRange(min=1), show_default=True, help="Number of cell types."),
+    click.option("--batches", type=click.IntRange(min=1), show_default=True, help="Number of batches."),
+    click.option("--nnz-per-cell", type=click.IntRange(min=1), show_default=True, help="Mean genes a cell expresses."),
+)

@@ -1,0 +1,25 @@
+"""HashStream: an out-of-core streaming engine for atlas-scale single-cell data.
+
+The verbs of the command line are functions: those that see the matrix in `hashstream.pp` (ingest, simulate, fit,
+encode, finalize), those that see tokens in `hashstream.tl` (cluster, annotate, evaluate, export, inspect). They and
+`Run`, `Hasher` and `open_atlas` are imported when first used, so that ``import hashstream`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Hasher", "Run", "__version__", "datasets", "open_atlas", "pp", "tl"]
+
+_HOME = {"Hasher": "hashstream.hashing", "Run": "hashstream.runtime.run", "open_atlas": "hashstream.atlas"}
+_MODULES = ("datasets", "pp", "tl")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"hashstream.{name}")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'hashstream' has no attribute {name!r}")

@@ -1,0 +1,109 @@
+"""Labels by a vote of the nearest reference buckets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashstream.buckets import Tokens
+from hashstream.errors import InputError
+from hashstream.kernels import prefix_mask
+
+UNKNOWN = "unknown"
+#: Query buckets x reference buckets whose cosines are held at once (float32, 64 MiB).
+_BLOCK_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The outcome for each query bucket.
+
+    Attributes
+    ----------
+    labels : (n_tokens,) int32
+        Column of the label counts, -1 where the confidence is below the threshold.
+    confidence : (n_tokens,) float64
+        Share of the votes that went to the winner, 0 to 1.
+    distance : (n_tokens,) float64
+        Hamming distance to the buckets that voted: the mean over the voting cells.
+    """
+
+    labels: NDArray[np.int32]
+    confidence: NDArray[np.float64]
+    distance: NDArray[np.float64]
+
+
+def vote_labels(
+    query: Tokens,
+    reference: Tokens,
+    label_counts: NDArray[np.int64],
+    *,
+    n_neighbours: int = 15,
+    unknown_threshold: float = 0.5,
+) -> Vote:
+    """Label query buckets by their nearest reference buckets.
+
+    The labelled reference buckets are ordered by the cosine between their mean embedding and the query's; going down
+    that list, buckets vote with their label counts until `n_neighbours` cells have voted. The Hamming distance of the
+    voters is reported, but does not choose them: it finds rare types markedly worse (see docs/architecture.md).
+    Codes are compared at the shorter of the two prefixes.
+
+    Parameters
+    ----------
+    query, reference : Tokens
+        Of the same Hasher.
+    label_counts : (n_reference_tokens, n_labels) int64
+        Labelled cells of each reference bucket; buckets without any do not vote.
+    n_neighbours
+        Reference cells that vote.
+    unknown_threshold
+        Confidence below which a bucket gets no label; 0 labels every bucket.
+
+    Raises
+    ------
+    InputError
+        If no reference bucket has a labelled cell.
+    """
+    labelled = np.flatnonzero(label_counts.sum(axis=1) > 0)
+    if len(labelled) == 0:
+        raise InputError("no cell of the reference has a label; choose another column with --labels.")
+    votes_of = label_counts[labelled].astype(np.float64)
+    n_voters = min(n_neighbours, len(labelled))
+    mask = prefix_mask(min(query.bucket_bits, reference.bucket_bits), query.codes.shape[1])
+    query_codes, reference_codes = query.codes & mask, reference.codes[labelled] & mask
+    query_means, reference_means = _unit(query.means), _unit(reference.means[labelled])
+    labels = np.empty(query.n_tokens, dtype=np.int32)
+    confidence = np.empty(query.n_tokens)
+    distance = np.empty(query.n_tokens)
+    rows_at_once = max(1, _BLOCK_ELEMENTS // len(labelled))
+    for start in range(0, query.n_tokens, rows_at_once):
+        block = slice(start, min(start + rows_at_once, query.n_tokens))
+        voters = _largest(query_means[block] @ reference_means.T, n_voters)
+        cells = votes_of[voters].sum(axis=2)
+        voting = np.cumsum(cells, axis=1) - cells < n_neighbours
+        votes = np.einsum("qk,qkl->ql", voting, votes_of[voters])
+        total = votes.sum(axis=1)
+        labels[block] = votes.argmax(axis=1)
+        confidence[block] = votes.max(axis=1) / total
+        differing = np.bitwise_count(query_codes[block][:, None] ^ reference_codes[voters]).sum(axis=2, dtype=np.int64)
+        distance[block] = (voting * cells * differing).sum(axis=1) / total
+    labels[confidence < unknown_threshold] = -1
+    return Vote(labels, confidence, distance)
+
+
+def _unit(means: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to length 1; a row of zeros stays."""
+    length = np.linalg.norm(means, axis=1, keepdims=True)
+    return means / np.maximum(length, np.float32(1e-12))
+
+
+def _largest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Columns of the k largest scores of each row, largest first, ties to the lower column."""
+    if k < scores.shape[1]:
+        columns = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+    else:
+        columns = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)

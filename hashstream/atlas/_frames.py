@@ -1,0 +1,92 @@
+"""Arrays and tables of an AnnData zarr v3 store, as anndata 0.12 lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import zarr
+from zarr.codecs import ZstdCodec
+
+from hashstream.atlas._shards import codecs
+
+NAME_BLOCK_ROWS = 2**17
+
+TABLE_CODEC = ZstdCodec(level=3, checksum=True)
+
+
+def create_array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None,
+) -> zarr.Array[Any]:
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        shards=shards,
+        compressors=codecs(dtype),
+        fill_value=0,
+        attributes=encoding("array", "0.2.0"),
+    )
+
+
+def encoding(kind: str, version: str) -> dict[str, Any]:
+    return {"encoding-type": kind, "encoding-version": version}
+
+
+def write_table(root: zarr.Group, name: str, table: Mapping[str, Any] | pd.DataFrame, n_rows: int) -> None:
+    """A dataframe as AnnData lays it out, column by column, the names in blocks."""
+    names = None
+    index_key = "_index"
+    if isinstance(table, pd.DataFrame):
+        names = table.index
+        if isinstance(names.name, str) and names.name not in table.columns:
+            index_key = names.name
+    columns = {str(key): table[key] for key in table}
+    group = root.create_group(
+        name,
+        attributes={**encoding("dataframe", "0.2.0"), "_index": index_key, "column-order": list(columns)},
+    )
+    block = min(n_rows, NAME_BLOCK_ROWS) or 1
+    index = group.create_array(
+        index_key,
+        shape=(n_rows,),
+        dtype=str,
+        chunks=(block,),
+        compressors=TABLE_CODEC,
+        attributes=encoding("string-array", "0.2.0"),
+    )
+    for start in range(0, n_rows, block):
+        stop = min(n_rows, start + block)
+        some = np.arange(start, stop) if names is None else names[start:stop]
+        index[start:stop] = np.array([str(one) for one in some], dtype=object)
+    for key, values in columns.items():
+        if isinstance(values, pd.Series):
+            values = values.array if isinstance(values.array, pd.api.extensions.ExtensionArray) else values.to_numpy()
+            if isinstance(values, pd.arrays.NumpyExtensionArray):
+                values = values.to_numpy()
+        anndata.io.write_elem(group, key, values, dataset_kwargs={"compressors": TABLE_CODEC})
+
+
+def concatenated(blocks: list[pd.DataFrame]) -> pd.DataFrame:
+    """The blocks one after another; categories are united in the order in which they come."""
+    if len(blocks) == 1:
+        return blocks[0]
+    columns = blocks[0].columns
+    united: dict[str, Any] = {}
+    for name in columns:
+        parts = [block[name] for block in blocks]
+        if all(isinstance(part.dtype, pd.CategoricalDtype) for part in parts):
+            united[name] = pd.api.types.union_categoricals(parts, ignore_order=True)
+        else:
+            united[name] = pd.concat(parts, ignore_index=True).array
+    index = blocks[0].index.append([block.index for block in blocks[1:]])
+    return pd.DataFrame(united, index=index, columns=columns)

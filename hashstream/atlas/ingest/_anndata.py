@@ -1,0 +1,89 @@
+"""AnnData files: h5ad, and zarr of format 2 and 3."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import pandas as pd
+import zarr
+
+from hashstream.atlas.ingest._arrays import CscMatrix, CsrMatrix, DenseMatrix
+from hashstream.atlas.ingest._rows import FAULTS, first_fault
+from hashstream.atlas.ingest._source import Matrix, Source, not_counts, reading
+from hashstream.atlas.missing import check_chunks
+from hashstream.errors import InputError
+
+FALLBACKS = ("layers/counts", "raw/X")
+
+
+def open_anndata(path: Path, root: Any, kind: str, layer: str | None) -> Source:
+    """The source in an open HDF5 or zarr group; `kind` is its name in the report ("h5ad")."""
+    chosen, notes = _choose(path, root, layer)
+    matrix, form = _matrix(path, root, chosen)
+    obs = _table(path, root, "obs")
+    var = _table(path, root, "raw/var" if chosen == "raw/X" else "var")
+    return Source(path, f"{kind}, {form}", obs, var, matrix, chosen, notes=notes)
+
+
+def _choose(path: Path, root: Any, layer: str | None) -> tuple[str, list[str]]:
+    """The array that holds the counts, and what to say of the choice."""
+    there = ["X"] if "X" in root else []
+    there += [f"layers/{name}" for name in root["layers"]] if "layers" in root else []
+    there += ["raw/X"] if "raw/X" in root else []
+    if layer is not None:
+        wanted = layer if layer == "X" else "raw/X" if layer == "raw" else f"layers/{layer}"
+        if wanted not in there:
+            raise InputError(f"{path}: has no {wanted}; it has {', '.join(there) or 'no matrix'}")
+        return wanted, []
+    faults: list[str] = []
+    for candidate in ("X", *FALLBACKS):
+        if candidate not in there:
+            continue
+        values = _matrix(path, root, candidate)[0].peek()
+        fault = first_fault(values)
+        if not fault:
+            notes = [f"{candidate} is taken, since X has {faults[0]}"] if faults else []
+            return candidate, notes
+        faults.append(FAULTS[fault])
+    if not faults:
+        raise InputError(f"{path}: has no X, layers/counts or raw/X; it has {', '.join(there) or 'no matrix'}")
+    raise not_counts(f"{path}: X", f"{faults[0]}, and no counts in layers/counts or raw.X")
+
+
+def _matrix(path: Path, root: Any, name: str) -> tuple[Matrix, str]:
+    where = f"{path}: {name}"
+    with reading(where):
+        node = root[name]
+        attributes = dict(node.attrs)
+        if isinstance(node, h5py.Dataset | zarr.Array):
+            if len(node.shape) != 2:
+                raise InputError(f"{where}: an array of shape {node.shape}; expected cells x genes")
+            return DenseMatrix(where, node), "dense"
+        encoding = attributes.get("encoding-type") or f"{attributes.get('h5sparse_format', '?')}_matrix"
+        shape = attributes.get("shape", attributes.get("h5sparse_shape"))
+        if encoding not in ("csr_matrix", "csc_matrix") or shape is None:
+            raise InputError(f"{where}: is stored as {encoding}; expected a CSR, CSC or dense matrix")
+        arrays = node["indptr"], node["indices"], node["data"]
+    size = (int(shape[0]), int(shape[1]))
+    if encoding == "csr_matrix":
+        return CsrMatrix(where, size, *arrays), "CSR"
+    return CscMatrix(where, size, *arrays), "CSC"
+
+
+def _table(path: Path, root: Any, name: str) -> pd.DataFrame:
+    if name not in root:
+        raise InputError(f"{path}: has no {name}; expected an AnnData file with obs and var")
+    with reading(f"{path}: {name}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # older encodings: they are read all the same
+        names = dict(root[name].attrs).get("_index")
+        if isinstance(names, str) and names in root[name]:
+            check_chunks(f"{path}: {name}/{names}", root[name][names])
+        table = anndata.io.read_elem(root[name])
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(f"{path}: {name} is not a table; expected one row a {'cell' if name == 'obs' else 'gene'}")
+    table.index = table.index.astype(str)
+    return table

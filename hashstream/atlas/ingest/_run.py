@@ -1,0 +1,216 @@
+"""The ingest: open the sources, match their genes, stream their rows into one atlas."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from hashstream.atlas.chunk import CsrChunk
+from hashstream.atlas.ingest._detect import opened
+from hashstream.atlas.ingest._mtx import MtxMatrix
+from hashstream.atlas.ingest._rows import FAULTS, NO_SUCH_GENE, OK, clean_rows
+from hashstream.atlas.ingest._source import Budget, Source, UnsortedRowsError, not_counts
+from hashstream.atlas.ingest._tables import join_obs, join_var, match_genes, name_genes
+from hashstream.atlas.write import AtlasWriter
+from hashstream.errors import BudgetError, InputError, SettingsError
+from hashstream.runtime.files import partial_path
+
+MIB = 2**20
+WRITER_BYTES = 64 * MIB
+LIBRARY_BYTES = 64 * MIB  # compiled kernels and buffers of the format libraries, once they run
+MIN_BLOCK_BYTES = 4 * MIB
+BLOCKS_HELD = 8
+
+
+def ingest(
+    sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    layer: str | None = None,
+    genes: str = "intersection",
+    batch_key: str | None = "batch",
+    overwrite: bool = False,
+    resume: bool = False,
+    max_memory_bytes: int = 2**30,
+    transpose: bool | None = None,
+    make_unique: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Convert files of counts into one atlas; several are concatenated.
+
+    Parameters
+    ----------
+    sources : path or list of paths
+        h5ad, AnnData zarr (format 2 or 3), loom, 10x .h5, a 10x folder of mtx, csv or tsv; text and mtx may be gzipped.
+    target : path
+        The AnnData zarr store to make.
+    layer : str, optional
+        The layer that holds the counts; "raw" is raw.X. By default X, or if that holds no counts ``layers["counts"]``,
+        or raw.X.
+    genes : {"intersection", "union"}
+        Which genes of several sources to keep, by name, in the order of the first.
+    batch_key : str, optional
+        The obs column that names the source, if there are several and they do not have it. None adds none.
+    overwrite : bool
+        Replace an existing store.
+    resume : bool
+        Continue a killed ingest of the same sources with the same settings.
+    max_memory_bytes : int
+        The process stays within this; what does not fit is spilled to disk, inside ``<target>.partial``.
+    transpose : bool, optional
+        For text: whether rows are genes. By default it is told from the names.
+    make_unique : bool
+        Make gene names that occur twice differ; else they are an error.
+    progress : callable, optional
+        Called with (cells done, cells in all).
+
+    Returns
+    -------
+    dict
+        target, n_cells, n_genes, nnz, dtype, sources (path, format, array, n_cells, n_genes), notes, resumed_at.
+
+    Raises
+    ------
+    InputError
+        A source is missing, damaged or of no known format, or does not hold counts.
+    SettingsError, TargetExistsError, BudgetError
+        The settings contradict each other, the target exists, or the memory does not suffice.
+    """
+    paths = [Path(sources)] if isinstance(sources, str | os.PathLike) else [Path(source) for source in sources]
+    if not paths:
+        raise SettingsError("no sources given; name at least one")
+    if genes not in ("intersection", "union"):
+        raise SettingsError(f'genes must be "intersection" or "union", not {genes!r}')
+    for path in paths:
+        if path.resolve() == Path(target).resolve():
+            raise SettingsError(f"{path} is source and target; choose another target")
+    mark = _fingerprint(paths, [layer, genes, batch_key, transpose, make_unique])
+    with ExitStack() as stack:
+        inputs = [stack.enter_context(opened(path, layer=layer, transpose=transpose)) for path in paths]
+        for source in inputs:
+            _check_source(source)
+            name_genes(source, make_unique=make_unique)
+        names, maps = match_genes(inputs, genes)
+        var, var_notes = join_var(inputs, names)
+        obs, obs_notes = join_obs(inputs, batch_key)
+        budget = Budget(_block_bytes(max_memory_bytes), partial_path(Path(target)) / "spill")
+        while True:
+            with AtlasWriter(
+                target, n_genes=len(names), overwrite=overwrite, resume=resume, fingerprint=mark
+            ) as writer:
+                resumed_at = writer.rows_done if writer.resumed else None
+                try:
+                    for chunk in _rows(inputs, maps, len(names), writer.n_rows, budget):
+                        writer.append(chunk)
+                        if progress is not None:
+                            progress(writer.n_rows, len(obs))
+                except UnsortedRowsError:
+                    writer.discard()
+                    resume = False
+                    continue
+                except InputError:
+                    writer.discard()
+                    raise
+                writer.finish(obs=obs, var=var)
+                break
+    return {
+        "target": str(target),
+        "n_cells": writer.n_rows,
+        "n_genes": len(names),
+        "nnz": writer.nnz,
+        "dtype": writer.dtype.name,
+        "sources": [
+            {
+                "path": str(source.path),
+                "format": source.format,
+                "array": source.array,
+                "n_cells": len(source.obs),
+                "n_genes": len(source.var),
+            }
+            for source in inputs
+        ],
+        "notes": [f"{source.path}: {note}" for source in inputs for note in source.notes] + var_notes + obs_notes,
+        "resumed_at": resumed_at,
+    }
+
+
+def _check_source(source: Source) -> None:
+    shape = source.matrix.shape
+    if shape != (len(source.obs), len(source.var)):
+        raise InputError(
+            f"{source.matrix.where}: {shape[0]:,} cells x {shape[1]:,} genes, but obs has {len(source.obs):,} rows and "
+            f"var {len(source.var):,}; the file is damaged"
+        )
+    if 0 in shape:
+        raise InputError(f"{source.matrix.where}: {shape[0]:,} cells x {shape[1]:,} genes; expected at least one each")
+
+
+def _rows(
+    sources: list[Source], maps: list[NDArray[np.int32]], n_genes: int, start: int, budget: Budget
+) -> Iterator[CsrChunk]:
+    """Clean rows of all sources from row `start` of the atlas on."""
+    first = 0
+    for source, gene_map in zip(sources, maps, strict=True):
+        n_cells = len(source.obs)
+        if start < first + n_cells:
+            try:
+                for chunk in source.matrix.rows(max(0, start - first), budget):
+                    yield _clean(source, chunk, first, gene_map, n_genes)
+            except UnsortedRowsError:
+                if isinstance(source.matrix, MtxMatrix):
+                    source.matrix.spill = True
+                    source.notes.append("entries are not sorted by cell: they went through the disk")
+                raise
+        first += n_cells
+
+
+def _clean(source: Source, chunk: CsrChunk, first: int, gene_map: NDArray[np.int32], n_genes: int) -> CsrChunk:
+    indptr, indices = np.empty(chunk.n_rows + 1, np.int64), np.empty(chunk.nnz, np.int32)
+    counts = np.empty(chunk.nnz, np.uint32)
+    fault, row = clean_rows(chunk.indptr, chunk.indices, chunk.data, gene_map, indptr, indices, counts)
+    if fault != OK:
+        where, row = source.matrix.where, chunk.start + row
+        name = source.obs.index[row]
+        if FAULTS[fault] == FAULTS[NO_SUCH_GENE]:
+            raise InputError(f"{where}, row {row:,} ({name}): {FAULTS[fault]}; the file is damaged")
+        if "two values" in FAULTS[fault]:
+            raise InputError(
+                f"{where}, row {row:,} ({name}): {FAULTS[fault]}; expected one: sum the duplicates in the source first"
+            )
+        raise not_counts(where, f"{FAULTS[fault]} (cell {name})", row)
+    nnz = int(indptr[-1])
+    return CsrChunk(first + chunk.start, indptr, indices[:nnz], counts[:nnz], n_genes)
+
+
+def _block_bytes(max_memory_bytes: int) -> int:
+    """Memory of a block, after what the process, the libraries and the tables have taken."""
+    taken = psutil.Process().memory_info().rss + WRITER_BYTES + LIBRARY_BYTES
+    least = taken + BLOCKS_HELD * MIN_BLOCK_BYTES
+    if max_memory_bytes < least:
+        raise BudgetError(
+            f"{max_memory_bytes / MIB:,.0f} MiB do not suffice: the process, the tables of cells and genes and the "
+            f"writer take {taken / MIB:,.0f} MiB; allow at least {-(-least // MIB):,} MiB"
+        )
+    return min(256 * MIB, (max_memory_bytes - taken) // BLOCKS_HELD)
+
+
+def _fingerprint(paths: list[Path], settings: list[Any]) -> str:
+    """Changes when a source or a setting does."""
+    parts: list[Any] = [settings]
+    for path in paths:
+        files = [path]
+        if path.is_dir():
+            names = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+            files = sorted(p for p in path.rglob("*") if p.name in names or (p.parent == path and p.is_file()))
+        parts.append([str(path.resolve())])
+        parts += [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

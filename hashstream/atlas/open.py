@@ -1,0 +1,280 @@
+"""Open AnnData stores lazily: one store, or several as one virtual atlas."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hashstream.atlas.counts import choose_counts
+from hashstream.atlas.matrix import RowMatrix, open_matrix
+from hashstream.errors import HashStreamError, InputError
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@dataclass
+class Store:
+    """One AnnData file or folder, opened lazily.
+
+    Attributes
+    ----------
+    path : Path
+    format : {"h5ad", "zarr"}
+    root
+        The open zarr or HDF5 group.
+    matrix : RowMatrix
+        The raw counts, cells x genes.
+    matrix_name : str
+        Where they are: ``X``, ``layers/NAME`` or ``raw/X``.
+    """
+
+    path: Path
+    format: str
+    root: Any
+    matrix: RowMatrix
+    matrix_name: str
+    _frames: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def n_cells(self) -> int:
+        return self.matrix.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        return self.matrix.shape[1]
+
+    @cached_property
+    def var(self) -> pd.DataFrame:
+        """The gene table that belongs to the matrix (``raw/var`` for ``raw/X``)."""
+        name = "raw/var" if self.matrix_name == "raw/X" else "var"
+        frame = self._read_element(name)
+        if not isinstance(frame, pd.DataFrame):
+            raise InputError(f"{self.path}: {name} is not a table of genes, found {type(frame).__name__}.")
+        if len(frame) != self.n_genes:
+            raise InputError(
+                f"{self.path}: {name} lists {len(frame)} genes but {self.matrix_name} has {self.n_genes} columns."
+            )
+        return frame
+
+    @property
+    def gene_names(self) -> NDArray[np.object_]:
+        return np.asarray(self.var.index.astype(str), dtype=object)
+
+    def obs_columns(self) -> list[str]:
+        """Names of the columns of obs, without the index."""
+        obs = self._node("obs")
+        order = dict(obs.attrs).get("column-order")
+        names = list(obs.keys()) if order is None else [n.decode() if isinstance(n, bytes) else str(n) for n in order]
+        index = dict(obs.attrs).get("_index", "_index")
+        return [name for name in names if name != index]
+
+    def obs_column(self, key: str) -> pd.Series:
+        """One column of obs, whole: (n_cells,).
+
+        Raises
+        ------
+        InputError
+            If there is no such column.
+        """
+        if key not in self.obs_columns():
+            raise InputError(
+                f"{self.path}: obs has no column {key!r}; it has {', '.join(map(repr, self.obs_columns())) or 'none'}."
+            )
+        values = pd.Series(self._read_element(f"obs/{key}"))
+        if len(values) != self.n_cells:
+            raise InputError(f"{self.path}: obs[{key!r}] has {len(values)} rows, expected {self.n_cells}.")
+        return values
+
+    def obs_names(self) -> NDArray[np.object_]:
+        obs = self._node("obs")
+        index = dict(obs.attrs).get("_index", "_index")
+        return np.asarray(self._read_element(f"obs/{index}"), dtype=object)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over shape, dtype, gene names and a few blocks of rows: enough to notice a changed input."""
+        digest = hashlib.sha256()
+        digest.update(repr((self.matrix.shape, str(self.matrix.dtype), self.matrix.nnz, self.matrix_name)).encode())
+        digest.update("\n".join(self.gene_names).encode())
+        for start in np.unique(np.linspace(0, max(self.n_cells - 64, 0), 8).astype(np.int64)):
+            chunk = self.matrix.read_rows(int(start), min(int(start) + 64, self.n_cells))
+            for array in (chunk.indptr, chunk.indices.astype(np.int64), chunk.data.astype(np.float64)):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def stamp(self) -> list[int]:
+        """Number, bytes and newest change (nanoseconds) of the files that hold the counts.
+
+        A fingerprint looks at some rows; this notices that any other was written since.
+        """
+        files = [self.path] if self.path.is_file() else list((self.path / self.matrix_name).rglob("*"))
+        stats = [p.stat() for p in files if p.is_file()]
+        return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+
+    def _node(self, name: str) -> Any:
+        try:
+            return self.root[name]
+        except KeyError as error:
+            raise InputError(f"{self.path}: not an AnnData store: it has no {name!r}.") from error
+
+    def _read_element(self, name: str) -> Any:
+        from anndata.io import read_elem
+
+        node = self._node(name)
+        try:
+            return read_elem(node)
+        except Exception as error:
+            raise InputError(
+                f"{self.path}: {name} cannot be read ({type(error).__name__}: {error}). "
+                "The file is damaged, or not written by AnnData."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """One store, or several whose rows follow each other; nothing is copied.
+
+    Attributes
+    ----------
+    stores : tuple of Store
+        At least one. Each keeps its own genes; a Hasher is bound to each by gene name.
+    """
+
+    stores: tuple[Store, ...]
+
+    @property
+    def n_cells(self) -> int:
+        return sum(store.n_cells for store in self.stores)
+
+    @property
+    def offsets(self) -> list[int]:
+        """First row of each store in the atlas, and the end: (n_stores + 1,)."""
+        return [0, *np.cumsum([store.n_cells for store in self.stores]).tolist()]
+
+    @property
+    def paths(self) -> list[str]:
+        return [str(store.path) for store in self.stores]
+
+    def obs_column(self, key: str) -> pd.Series:
+        """One column of obs over all stores, as strings or numbers: (n_cells,)."""
+        columns = [store.obs_column(key) for store in self.stores]
+        if len(columns) == 1:
+            return columns[0]
+        return pd.concat([c.astype(object) for c in columns], ignore_index=True).astype("category")
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(store.fingerprint() for store in self.stores).encode()).hexdigest()
+
+
+def open_atlas(paths: str | Path | Sequence[str | Path], *, layer: str | None = None) -> Atlas:
+    """Open one AnnData store, or several as one virtual atlas.
+
+    Parameters
+    ----------
+    paths
+        h5ad files or AnnData zarr folders (zarr format 2 or 3).
+    layer
+        Where the raw counts are: ``X``, ``raw`` or the name of a layer. None: the first of ``X``,
+        ``layers["counts"]`` and ``raw.X`` that holds counts.
+
+    Raises
+    ------
+    InputError
+        If a path is missing, is no AnnData store, is empty, holds no raw counts, or repeats gene names.
+    """
+    listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not listed:
+        raise InputError("no atlas given; name at least one AnnData store (.zarr or .h5ad).")
+    return Atlas(tuple(open_store(path, layer=layer) for path in listed))
+
+
+def open_store(path: str | Path, *, layer: str | None = None) -> Store:
+    """Open one AnnData store; see `open_atlas`."""
+    path = Path(path)
+    root, format_, is_group = _open_root(path)
+    for name in ("obs", "var"):
+        if name not in root:
+            raise InputError(f"{path}: not an AnnData store: it has no {name!r}.")
+    candidates = _open_candidates(root, path, layer, is_group)
+    for name, matrix in candidates.items():
+        if 0 in matrix.shape:
+            raise InputError(
+                f"{path}: {name} is empty ({matrix.shape[0]} cells x {matrix.shape[1]} genes); expected at least one "
+                "cell and one gene."
+            )
+    name = choose_counts(candidates, path=str(path))
+    store = Store(path=path, format=format_, root=root, matrix=candidates[name], matrix_name=name)
+    _check_genes(store)
+    return store
+
+
+def _open_root(path: Path) -> tuple[Any, str, Any]:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; expected an AnnData store (.zarr or .h5ad).")
+    if path.is_dir():
+        return _open_zarr(path)
+    with path.open("rb") as handle:
+        signature = handle.read(len(_HDF5_SIGNATURE))
+    if signature != _HDF5_SIGNATURE:
+        raise InputError(
+            f"{path}: neither a zarr folder nor an HDF5 file. Other formats (loom, 10x, mtx, csv) are converted once "
+            "with `hashstream ingest SOURCE ATLAS.zarr`."
+        )
+    import h5py
+
+    try:
+        return h5py.File(path, "r"), "h5ad", lambda node: isinstance(node, h5py.Group)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened as HDF5 ({error}). The file is truncated or damaged.") from error
+
+
+def _open_zarr(path: Path) -> tuple[Any, str, Any]:
+    import zarr
+
+    from hashstream.runtime.pipeline import use_fastest_pipeline
+
+    use_fastest_pipeline()
+    if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        raise InputError(f"{path}: a folder, but not a zarr store (no zarr.json or .zgroup in it).")
+    try:
+        return zarr.open_group(path, mode="r"), "zarr", lambda node: isinstance(node, zarr.Group)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be opened as zarr ({type(error).__name__}: {error}).") from error
+
+
+def _open_candidates(root: Any, path: Path, layer: str | None, is_group: Any) -> dict[str, RowMatrix]:
+    names = {None: ["X", "layers/counts", "raw/X"], "X": ["X"], "raw": ["raw/X"]}.get(layer, [f"layers/{layer}"])
+    candidates: dict[str, RowMatrix] = {}
+    refused: HashStreamError | None = None
+    for name in names:
+        if name not in root:
+            continue
+        try:
+            candidates[name] = open_matrix(root[name], where=f"{path}/{name}", is_group=is_group)
+        except HashStreamError as error:
+            refused = refused or error
+    if candidates:
+        return candidates
+    if refused is not None:
+        raise refused
+    present = [n for n in ("X", "raw/X") if n in root]
+    present += [f"layers/{n}" for n in root["layers"]] if "layers" in root else []
+    raise InputError(f"{path}: no matrix at {' or '.join(names)}; the store has {', '.join(present) or 'none'}.")
+
+
+def _check_genes(store: Store) -> None:
+    names = pd.Index(store.gene_names)
+    if names.has_duplicates:
+        repeated = names[names.duplicated()].unique()
+        raise InputError(
+            f"{store.path}: {len(repeated)} gene name(s) appear more than once in var (for example "
+            f"{', '.join(map(repr, repeated[:3]))}); expected unique names. Make them unique first "
+            "(AnnData.var_names_make_unique), or ingest with --make-unique."
+        )

@@ -1,0 +1,201 @@
+"""The training-free hash function: HVGs, PCA and ITQ in nested groups, learned on a bounded sample."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from hashstream.atlas.sample import Sample, SampleBlock
+from hashstream.errors import SettingsError
+from hashstream.hashing.hasher import Hasher
+from hashstream.hashing.hvg import select_genes
+from hashstream.hashing.itq import nested_groups, nested_itq
+from hashstream.runtime.memory import trim
+
+_GROUP_BLOCKS = 4
+_ITQ_CELLS = 20_000
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PcaItqSettings:
+    """Settings of `fit_pca_itq`.
+
+    Attributes
+    ----------
+    n_bits : int
+        Length of the code.
+    n_components : int
+        Length of the embedding (at least `n_bits` components are computed for the code).
+    n_genes : int
+        Highly variable genes; all genes where there are fewer.
+    target_sum : float
+        Counts a cell after size-factor normalisation.
+    clip : float
+        Largest standardised value.
+    """
+
+    n_bits: int = 64
+    n_components: int = 50
+    n_genes: int = 2_000
+    target_sum: float = 1e4
+    clip: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_bits", "n_components", "n_genes"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}; expected a positive number.")
+        if self.target_sum <= 0 or self.clip <= 0:
+            raise SettingsError("target_sum and clip must be positive.")
+
+
+def fit_pca_itq(
+    sample: Sample,
+    settings: PcaItqSettings | None = None,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    provenance: dict[str, Any] | None = None,
+) -> Hasher:
+    """Learn genes, components and rotations from a sample of cells, which is left with the chosen genes alone.
+
+    Groups of cells are worked on side by side, each with one BLAS thread, and their sums are added in order: the
+    result does not depend on the number of threads.
+
+    Raises
+    ------
+    SettingsError
+        If the sample has too few cells or variable genes for the number of bits.
+    """
+    settings = settings or PcaItqSettings()
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _fit(sample, settings, seed, threads, provenance or {})
+
+
+def _fit(sample: Sample, settings: PcaItqSettings, seed: int, threads: int, provenance: dict[str, Any]) -> Hasher:
+    genes = select_genes(sample, n_genes=settings.n_genes, target_sum=settings.target_sum)
+    n_wanted = max(settings.n_components, settings.n_bits)
+    limit = min(len(genes), sample.n_cells - 1)
+    if limit < settings.n_bits:
+        raise SettingsError(
+            f"{settings.n_bits} bits need as many cells and variable genes, but the sample has {sample.n_cells} cells "
+            f"and {len(genes)} variable genes; use at most --bits {max(limit, 1)}."
+        )
+    sample.keep_genes(genes)
+    trim()
+    groups = _NormalisedGroups(sample, settings, threads)
+    components, centre = _principal_components(groups, min(n_wanted, limit))
+    scores = np.concatenate(list(groups.map(lambda z: (z - centre) @ components)))
+    # Rotations of a few dimensions need no more than these cells, taken evenly from the sample.
+    some = scores[:: -(-len(scores) // _ITQ_CELLS)]
+    rotation = nested_itq(some, nested_groups(settings.n_bits), rng=np.random.default_rng(seed))
+    return Hasher(
+        gene_names=sample.gene_names,
+        gene_ids=sample.gene_ids,
+        gene_mean=groups.mean,
+        gene_scale=groups.scale,
+        target_sum=settings.target_sum,
+        clip=settings.clip,
+        weights=(components.astype(np.float32),),
+        biases=(-(centre[:, None] * components).sum(axis=0).astype(np.float32),),
+        activations=("linear",),
+        bit_weight=rotation.astype(np.float32),
+        bit_bias=np.zeros(settings.n_bits, dtype=np.float32),
+        provenance={
+            "method": "pca-itq",
+            "seed": seed,
+            "sample_cells": sample.n_cells,
+            "component_deviation": [round(float(s), 6) for s in scores.std(axis=0)],
+            **asdict(settings),
+            **provenance,
+        },
+    )
+
+
+class _NormalisedGroups:
+    """Standardised values of the chosen genes, dense, a group of about a thousand cells at a time.
+
+    Attributes
+    ----------
+    mean, scale : (n_genes,) float64
+        Mean and standard deviation of the log-normalised values; a constant gene has deviation 1.
+    """
+
+    def __init__(self, sample: Sample, settings: PcaItqSettings, threads: int) -> None:
+        self._settings, self._threads = settings, threads
+        self._groups = [sample.blocks[i : i + _GROUP_BLOCKS] for i in range(0, len(sample.blocks), _GROUP_BLOCKS)]
+        self.n_genes, self.n_cells = len(sample.gene_names), sample.n_cells
+        self.mean, self.scale = self._moments()
+        self._mean32, self._scale32 = self.mean.astype(np.float32), self.scale.astype(np.float32)
+
+    def map(self, function: Callable[[NDArray[np.float32]], T]) -> Iterator[T]:
+        """`function` of each group's z (n_group_cells, n_genes), in order; a few groups at a time are worked on."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            waiting: deque[Future[T]] = deque()
+            for group in self._groups:
+                waiting.append(pool.submit(lambda g: function(self._standardised(g)), group))
+                if len(waiting) > self._threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _entries(self, block: SampleBlock) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Cell and log-normalised value of the entries of a block."""
+        cells = np.repeat(np.arange(len(block.totals)), np.diff(block.indptr))
+        factors = self._settings.target_sum / block.totals
+        return cells, np.log1p(block.data * factors[cells])
+
+    def _moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        total, square = np.zeros(self.n_genes), np.zeros(self.n_genes)
+        for group in self._groups:
+            for block in group:
+                _, values = self._entries(block)
+                total += np.bincount(block.indices, weights=values, minlength=self.n_genes)
+                square += np.bincount(block.indices, weights=values * values, minlength=self.n_genes)
+        mean = total / self.n_cells
+        variance = np.maximum(square - self.n_cells * mean * mean, 0.0) / max(self.n_cells - 1, 1)
+        return mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+
+    def _standardised(self, group: tuple[SampleBlock, ...]) -> NDArray[np.float32]:
+        z = np.zeros((sum(len(block.totals) for block in group), self.n_genes), dtype=np.float32)
+        first = 0
+        for block in group:
+            cells, values = self._entries(block)
+            z[first + cells, block.indices] = values
+            first += len(block.totals)
+        z -= self._mean32
+        z /= self._scale32
+        np.minimum(z, np.float32(self._settings.clip), out=z)
+        return z
+
+
+def _principal_components(
+    groups: _NormalisedGroups, n_components: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Leading eigenvectors (n_genes, n_components) of the covariance of clipped z, and its mean (n_genes,).
+
+    The covariance is summed group by group, so memory is n_genes squared, whatever the number of cells.
+    """
+    n_genes, n_cells = groups.n_genes, groups.n_cells
+    gram = np.zeros((n_genes, n_genes))
+    total = np.zeros(n_genes)
+    for products, sums in groups.map(lambda z: (z.T @ z, z.sum(axis=0, dtype=np.float64))):
+        gram += products
+        total += sums
+    centre = total / n_cells
+    gram -= n_cells * np.outer(centre, centre)
+    gram /= max(n_cells - 1, 1)
+    first = n_genes - n_components
+    _, vectors = scipy.linalg.eigh(gram, subset_by_index=(first, n_genes - 1), overwrite_a=True, check_finite=False)
+    vectors = vectors[:, ::-1]
+    # An eigenvector's sign is arbitrary; the largest loading is made positive so that a fit is reproducible.
+    peak = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
+    return vectors * np.where(peak < 0, -1.0, 1.0), centre

@@ -1,0 +1,85 @@
+"""Memory as a contract: what a stage will need at most, projected before it runs and compared with the budget."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from hashstream.errors import BudgetError, SettingsError
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+MIB = 1 << 20
+#: A fresh process with its libraries loaded, its kernels compiled and an atlas of 60,000 genes open. Where HashStream
+#: is called from a process that holds more already (a notebook, say), the budget is for what it adds to that.
+PROCESS_BYTES = 320 * MIB
+
+
+def parse_bytes(text: str | int) -> int:
+    """A number of bytes from ``1GiB``, ``500MB``, ``2e9`` or an integer.
+
+    Raises
+    ------
+    SettingsError
+        If it is none of these.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", str(text).lower())
+    if match is None or match[2] not in _UNITS:
+        raise SettingsError(f"{text!r} is no amount of memory; expected for example 1GiB, 500MB or a number of bytes.")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def format_bytes(n: float) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a stage holds at its peak, in bytes, by part.
+
+    Attributes
+    ----------
+    fixed : dict of str to int
+        Parts that no setting of the stage makes smaller.
+    chunk_copies : float
+        How many times the bytes of a chunk are held at once.
+    smallest_chunk : int
+        Bytes of the smallest chunk that can be read.
+    """
+
+    fixed: dict[str, int]
+    chunk_copies: float
+    smallest_chunk: int
+
+    def chunk_bytes(self, max_memory: int, largest: int) -> int:
+        """Bytes a chunk so that the stage stays within `max_memory`.
+
+        Raises
+        ------
+        BudgetError
+            If not even the smallest chunk fits; the message names a budget that would do.
+        """
+        fixed = sum(self.fixed.values())
+        room = int((max_memory - fixed) / self.chunk_copies)
+        if room < self.smallest_chunk:
+            needed = fixed + self.smallest_chunk * self.chunk_copies
+            parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in self.fixed.items())
+            raise BudgetError(
+                f"--max-memory {format_bytes(max_memory)} cannot be met: {parts}, and the smallest chunk "
+                f"{format_bytes(self.smallest_chunk * self.chunk_copies)}. --max-memory "
+                f"{math.ceil(needed / MIB)}MiB would do."
+            )
+        return min(room, largest)
+
+    def total(self, chunk_bytes: int) -> int:
+        return sum(self.fixed.values()) + int(chunk_bytes * self.chunk_copies)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that there is no space left."""
+    while error is not None:
+        if getattr(error, "errno", None) in (28, 122) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,253 @@
+"""A RUN directory: codes, buckets, cells, hasher and provenance of one encoded atlas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hashstream.buckets import Tokens
+from hashstream.errors import InputError
+from hashstream.hashing import Hasher
+from hashstream.runtime import schema
+from hashstream.runtime.files import partial_path, write_json
+
+CODES = "codes.zarr"
+BUCKETS = "buckets.parquet"
+CELLS = "cells.parquet"
+META = "run.json"
+HASHER = "hasher"
+CODE_CHUNK_ROWS = 1 << 16
+BATCH_ROWS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run on disk.
+
+    Attributes
+    ----------
+    path : Path
+    meta : mapping
+        The content of ``run.json``.
+    """
+
+    path: Path
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open a run and check that its parts fit each other.
+
+        Raises
+        ------
+        InputError
+            If the folder is missing, incomplete, damaged, or of another format version.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            remedy = "finish it with `hashstream encode --resume`" if partial_path(path).is_dir() else "make it first"
+            raise InputError(f"{path}: no such run; {remedy} (`hashstream encode ATLAS -o {path.name}`).")
+        try:
+            meta = json.loads((path / META).read_text())
+            version = meta["format_version"]
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: not a run of HashStream: it has no {META}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}/{META}: damaged ({type(error).__name__}: {error}). Encode again.") from error
+        if version != schema.FORMAT_VERSION:
+            raise InputError(
+                f"{path}: run of format version {version}; this version of HashStream reads {schema.FORMAT_VERSION}. "
+                "Encode again, or use the version that wrote it."
+            )
+        run = cls(path, meta)
+        run._check()
+        return run
+
+    def _check(self) -> None:
+        for name in (CODES, BUCKETS, CELLS, HASHER):
+            if not (self.path / name).exists():
+                raise InputError(f"{self.path}: the run has no {name}; it is damaged. Encode again.")
+        cells = self._parquet(CELLS)
+        schema.check_columns(cells.schema_arrow, schema.REQUIRED_CELL_COLUMNS, where=f"{self.path / CELLS}")
+        buckets = self._parquet(BUCKETS)
+        expected = schema.bucket_columns(self.n_words, self.meta["n_dims"])
+        schema.check_columns(buckets.schema_arrow, expected, where=f"{self.path / BUCKETS}")
+        for name, found, wanted in (
+            (CELLS, cells.metadata.num_rows, self.n_cells),
+            (BUCKETS, buckets.metadata.num_rows, self.n_buckets),
+            (CODES, self._codes().shape[0], self.n_cells),
+        ):
+            if found != wanted:
+                raise InputError(f"{self.path}/{name}: {found} rows, but {META} says {wanted}. Encode again.")
+
+    @property
+    def n_cells(self) -> int:
+        return int(self.meta["n_cells"])
+
+    @property
+    def n_bits(self) -> int:
+        return int(self.meta["n_bits"])
+
+    @property
+    def n_words(self) -> int:
+        return (self.n_bits + 63) // 64
+
+    @property
+    def n_buckets(self) -> int:
+        return int(self.meta["n_buckets"])
+
+    @property
+    def bucket_bits(self) -> int:
+        return int(self.meta["bucket_bits"])
+
+    @property
+    def input_paths(self) -> list[str]:
+        """The atlas that was encoded, as given."""
+        return [str(p) for p in self.meta["input"]["paths"]]
+
+    def hasher(self) -> Hasher:
+        return Hasher.load(self.path / HASHER)
+
+    def _codes(self) -> Any:
+        import zarr
+
+        from hashstream.runtime.pipeline import use_fastest_pipeline
+
+        use_fastest_pipeline()
+        try:
+            return zarr.open_array(self.path / CODES, mode="r")
+        except Exception as error:
+            raise InputError(f"{self.path / CODES}: cannot be opened ({error}). Encode again.") from error
+
+    def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint64]:
+        """Codes of cells `start` to `stop`: (n, n_words) uint64."""
+        stop = self.n_cells if stop is None else stop
+        try:
+            return np.asarray(self._codes()[start:stop])
+        except Exception as error:
+            raise InputError(
+                f"{self.path / CODES}: rows {start} to {stop} cannot be read ({type(error).__name__}: {error}). "
+                "The run is damaged; encode again."
+            ) from error
+
+    def tokens(self) -> Tokens:
+        """The run's bucket tokens."""
+        table = self._read(BUCKETS, ["code", "count", "embedding_mean"])
+        return Tokens(
+            codes=_matrix(table["code"], self.n_words, np.dtype(np.uint64)),
+            counts=table["count"].to_numpy(),
+            means=_matrix(table["embedding_mean"], int(self.meta["n_dims"]), np.dtype(np.float32)),
+            bucket_bits=self.bucket_bits,
+        )
+
+    def cell_columns(self) -> list[str]:
+        return list(self._parquet(CELLS).schema_arrow.names)
+
+    def iter_cells(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Batches of rows of cells.parquet, in order."""
+        self.require(*columns)
+        try:
+            yield from self._parquet(CELLS).iter_batches(batch_size=BATCH_ROWS, columns=columns)
+        except pa.ArrowException as error:
+            raise InputError(f"{self.path / CELLS}: cannot be read ({error}). Encode again.") from error
+
+    def cell_buckets(self) -> Iterator[NDArray[np.int32]]:
+        """The bucket of each cell, in batches."""
+        for batch in self.iter_cells(["bucket"]):
+            yield batch.column(0).to_numpy()
+
+    def require(self, *columns: str) -> None:
+        """Raise InputError where the run has no such column of cells yet."""
+        makers = {"cluster": "cluster", "label": "annotate"}
+        present = self.cell_columns()
+        for column in columns:
+            if column not in present:
+                stage = makers.get(column, "encode")
+                raise InputError(
+                    f"{self.path}: the run has no {column!r} yet; make it with `hashstream {stage} {self.path}`."
+                )
+
+    def set_cell_columns(self, values: Mapping[str, pa.Array], *, stage: str, record: Mapping[str, Any]) -> Run:
+        """Give every cell its bucket's value in some columns, and note the stage in ``run.json``.
+
+        Parameters
+        ----------
+        values
+            For each column of the schema an arrow array of (n_buckets,) values.
+        stage, record
+            Name of the stage, and what it wants to say about itself (JSON values).
+        """
+        kept = [c for c in self.cell_columns() if c not in values]
+        columns = tuple(schema.CELL_COLUMNS[name] for name in [*kept, *values])
+        target = self.path / CELLS
+        aside = partial_path(target)
+        with pq.ParquetWriter(aside, schema.arrow_schema(columns), **PARQUET_OPTIONS) as writer:
+            for batch in self.iter_cells(kept):
+                buckets = batch.column(kept.index("bucket"))
+                looked_up = [values[name].take(buckets) for name in values]
+                writer.write_batch(pa.record_batch([*batch.columns, *looked_up], schema=schema.arrow_schema(columns)))
+        aside.replace(target)
+        meta = {**self.meta, "stages": {**self.meta.get("stages", {}), stage: dict(record)}}
+        write_json(self.path / META, meta)
+        return replace(self, meta=meta)
+
+    def _parquet(self, name: str) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.path / name, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.path / name}: cannot be read ({error}). The run is damaged; encode again."
+            ) from error
+
+    def _read(self, name: str, columns: list[str]) -> pa.Table:
+        try:
+            return self._parquet(name).read(columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.path / name}: cannot be read ({error}). The run is damaged; encode again."
+            ) from error
+
+
+PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+
+
+def _matrix(column: pa.ChunkedArray, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    flat = column.combine_chunks()
+    return np.asarray(flat.flatten()).astype(dtype, copy=False).reshape(len(flat), width)
+
+
+def list_array(matrix: NDArray[Any], type_: pa.DataType) -> pa.Array:
+    """A matrix as an arrow array of fixed-size lists."""
+    flat = pa.array(np.ascontiguousarray(matrix).reshape(-1), type=type_.value_type)
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def write_tokens(path: Path, tokens: Tokens, sums: NDArray[np.int64]) -> None:
+    """Write ``buckets.parquet``."""
+    columns = schema.bucket_columns(tokens.codes.shape[1], tokens.means.shape[1])
+    types = {c.name: c.type for c in columns}
+    table = pa.table(
+        [
+            pa.array(np.arange(tokens.n_tokens, dtype=np.int32)),
+            list_array(tokens.codes, types["code"]),
+            pa.array(tokens.counts),
+            list_array(sums, types["embedding_sum"]),
+            list_array(tokens.means, types["embedding_mean"]),
+        ],
+        schema=schema.arrow_schema(columns),
+    )
+    # Numbers of high entropy: lz4 makes them hardly larger than zstd does, in half the time.
+    pq.write_table(table, path, **{**PARQUET_OPTIONS, "compression": "lz4"})
+
+
+def categories(names: list[str], codes: NDArray[np.integer]) -> pa.Array:
+    """A dictionary-encoded arrow array of strings."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(names, type=pa.string()))

@@ -1,0 +1,61 @@
+"""Every array and column of a RUN directory, declared once and checked when read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from hashstream.errors import InputError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a parquet table of a run."""
+
+    name: str
+    type: pa.DataType | None
+    meaning: str
+
+
+def bucket_columns(n_words: int, n_dims: int) -> tuple[Column, ...]:
+    """Columns of ``buckets.parquet``: one row a bucket, sorted by code."""
+    return (
+        Column("bucket", pa.int32(), "number of the bucket: its row"),
+        Column("code", pa.list_(pa.uint64(), n_words), "words of the prefix that its cells share, lowest bits first"),
+        Column("count", pa.int64(), "cells in the bucket"),
+        Column("embedding_sum", pa.list_(pa.int64(), n_dims), "sum of the cells' embedding, in units of 2**-20"),
+        Column("embedding_mean", pa.list_(pa.float32(), n_dims), "mean of the cells' embedding"),
+    )
+
+
+ROW = Column("row", pa.int64(), "row of the cell in the atlas")
+BUCKET = Column("bucket", pa.int32(), "bucket of the cell: a row of buckets.parquet")
+CLUSTER = Column("cluster", pa.dictionary(pa.int32(), pa.string()), "cluster of the cell's bucket")
+LABEL = Column("label", pa.dictionary(pa.int32(), pa.string()), "label of the cell's bucket, or 'unknown'")
+LABEL_CONFIDENCE = Column("label_confidence", pa.float32(), "share of the weighted votes for the label, 0 to 1")
+LABEL_DISTANCE = Column("label_distance", pa.float32(), "mean Hamming distance to the reference buckets that voted")
+
+#: Columns of ``cells.parquet``: the first two from encode, the others as stages add them.
+CELL_COLUMNS = {c.name: c for c in (ROW, BUCKET, CLUSTER, LABEL, LABEL_CONFIDENCE, LABEL_DISTANCE)}
+REQUIRED_CELL_COLUMNS = (ROW, BUCKET)
+
+
+def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
+    """The arrow schema of some columns, with their meaning as metadata."""
+    return pa.schema([pa.field(c.name, c.type, nullable=False, metadata={"meaning": c.meaning}) for c in columns])
+
+
+def check_columns(schema: pa.Schema, columns: tuple[Column, ...], *, where: str) -> None:
+    """Raise InputError where a table lacks a column or has it in another type."""
+    for column in columns:
+        if column.name not in schema.names:
+            raise InputError(f"{where}: no column {column.name!r}; the run is damaged. Encode again.")
+        found = schema.field(column.name).type
+        if found != column.type:
+            raise InputError(
+                f"{where}: column {column.name!r} has type {found}, expected {column.type}. "
+                "The run is damaged or from another version of HashStream; encode again."
+            )

@@ -1,0 +1,176 @@
+"""What `encode` is asked for, and what it will take: settings, the memory model, the dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hashstream.atlas import Atlas, open_atlas
+from hashstream.atlas.sample import DEFAULT_SAMPLE_NNZ
+from hashstream.atlas.stream import DEFAULT_CHUNK_BYTES, DEFAULT_DEPTH
+from hashstream.buckets import DEFAULT_MAX_BUCKETS
+from hashstream.errors import SettingsError
+from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher, PcaItqSettings
+from hashstream.runtime.budget import MIB, PROCESS_BYTES, Projection, format_bytes, parse_bytes
+from hashstream.runtime.provenance import available_threads
+from hashstream.runtime.run import CODE_CHUNK_ROWS
+
+DEFAULT_PARTITION_ROWS = 1 << 19
+DEFAULT_MAX_MEMORY = "1GiB"
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """Settings of `encode`. Only `max_buckets` and `bucket_bits` change the result, and only its buckets.
+
+    Attributes
+    ----------
+    threads : int
+        Kernel threads; 0: all cores.
+    max_memory : str or int
+        Peak resident size that the stage keeps to, such as ``1GiB``.
+    chunk_rows : int or None
+        Cells a chunk; None: as many as about 16 MiB of matrix hold, or fewer where `max_memory` asks for it.
+    max_buckets : int
+        Most buckets; prefixes are shortened until they fit.
+    bucket_bits : int or None
+        Prefix to start from; None: the whole code.
+    min_overlap : float
+        Smallest share of the Hasher's genes that each store must have.
+    partition_rows : int
+        Cells a partition, a multiple of 65,536.
+    """
+
+    threads: int = 0
+    max_memory: str | int = DEFAULT_MAX_MEMORY
+    chunk_rows: int | None = None
+    max_buckets: int = DEFAULT_MAX_BUCKETS
+    bucket_bits: int | None = None
+    min_overlap: float = DEFAULT_MIN_OVERLAP
+    partition_rows: int = DEFAULT_PARTITION_ROWS
+
+    def __post_init__(self) -> None:
+        if self.threads == 0:
+            object.__setattr__(self, "threads", available_threads())
+        for name in ("threads", "chunk_rows", "max_buckets", "bucket_bits"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} is {value}; expected a positive number.")
+        if not 0 <= self.min_overlap <= 1:
+            raise SettingsError(f"min_overlap is {self.min_overlap}; expected a share between 0 and 1.")
+        if self.partition_rows < 1 or self.partition_rows % CODE_CHUNK_ROWS:
+            raise SettingsError(f"partition_rows is {self.partition_rows}; expected a multiple of {CODE_CHUNK_ROWS}.")
+        parse_bytes(self.max_memory)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Job `index` of `number` of an array: it does every `number`-th partition, from `index` (counted from 0)."""
+
+    index: int
+    number: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.number:
+            raise SettingsError(f"partition {self.index}/{self.number}: expected 0 <= I < N.")
+
+    @classmethod
+    def parse(cls, text: str) -> Partition:
+        """From ``I/N``, as in ``--partition 0/8``."""
+        try:
+            index, number = (int(part) for part in text.split("/"))
+        except ValueError as error:
+            raise SettingsError(f"--partition is {text!r}; expected I/N, such as 0/8 for the first of 8.") from error
+        return cls(index, number)
+
+
+def dry_run(
+    sources: str | Path | Sequence[str | Path],
+    *,
+    hasher: Hasher | str | Path | None = None,
+    settings: EncodeSettings | None = None,
+    fit_settings: PcaItqSettings | None = None,
+    layer: str | None = None,
+) -> dict[str, Any]:
+    """What `encode` would do: partitions, chunks, bytes to read and to write, projected memory. Nothing is written.
+
+    Raises
+    ------
+    BudgetError
+        If the memory budget cannot be met.
+    """
+    settings = settings or EncodeSettings()
+    atlas = open_atlas(sources, layer=layer)
+    if hasher is not None and not isinstance(hasher, Hasher):
+        hasher = Hasher.load(hasher)
+    made_by = hasher or fit_settings or PcaItqSettings()
+    projection = project_encode(atlas, settings, made_by)
+    n_bits, n_dims, _ = shape_of(made_by)
+    chunk_bytes = chunk_bytes_of(projection, settings)
+    stored = [store.matrix.nnz for store in atlas.stores]
+    return {
+        "cells": atlas.n_cells,
+        "partitions": len(range(0, atlas.n_cells, settings.partition_rows)),
+        "partition_rows": settings.partition_rows,
+        "stored_values": None if None in stored else sum(n for n in stored if n is not None),
+        "chunk_bytes": chunk_bytes,
+        "bytes_written": atlas.n_cells * (8 * ((n_bits + 63) // 64) + 6) + settings.max_buckets * (n_dims * 12 + 16),
+        "projected_peak_bytes": projection.total(chunk_bytes),
+        "projected_parts": projection.fixed,
+        "max_memory_bytes": parse_bytes(settings.max_memory),
+    }
+
+
+def shape_of(hasher: Hasher | PcaItqSettings) -> tuple[int, int, int]:
+    """Bits, embedding and genes of a Hasher, or of the one that settings will make."""
+    if isinstance(hasher, Hasher):
+        return hasher.n_bits, hasher.n_dims, hasher.n_genes
+    return hasher.n_bits, max(hasher.n_components, hasher.n_bits), hasher.n_genes
+
+
+def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaItqSettings) -> Projection:
+    """The memory model of `encode`.
+
+    Counted are a fresh process with its libraries and compiled kernels, the folded weights, the bucket table (twice
+    while its prefix is shortened, and its parquet form), the codes of a partition, and chunks: one with the kernels,
+    `DEFAULT_DEPTH` in the queue, one being read, its decoding, and what the kernels make of one. With settings instead
+    of a Hasher, one is fitted first.
+    """
+    n_bits, n_dims, n_genes = shape_of(hasher)
+    n_words = (n_bits + 63) // 64
+    row = 8 * n_words + 8 + 8 * n_dims
+    partition_rows = min(settings.partition_rows, atlas.n_cells)
+    fixed = {
+        "process": PROCESS_BYTES,
+        "weights": len(atlas.stores) * n_genes * max(n_dims, 64) * 4 * 2,
+        "buckets": min(settings.max_buckets, atlas.n_cells) * row * 4,
+        "codes": partition_rows * n_words * 8 * 2,
+    }
+    if not isinstance(hasher, Hasher):
+        nnz = [s.matrix.nnz if s.matrix.nnz is not None else s.n_cells * s.n_genes // 4 for s in atlas.stores]
+        sample_nnz = min(sum(nnz), DEFAULT_SAMPLE_NNZ)
+        # The sample (index and value), and then what remains of it beside two matrices of genes x genes and groups of
+        # cells. It comes before the pass, so the larger of the two counts.
+        value = max(s.matrix.dtype.itemsize for s in atlas.stores) + 2
+        fit = max(sample_nnz * value * 1.25, sample_nnz * value / 2 + n_genes * n_genes * 8 * 3 + 100 * MIB)
+        fixed["fit"] = max(0, int(fit) - fixed["buckets"] - fixed["codes"])
+    return Projection(
+        fixed=fixed,
+        chunk_copies=DEFAULT_DEPTH + 4.0,
+        smallest_chunk=max(max(s.matrix.max_row_bytes for s in atlas.stores), MIB),
+    )
+
+
+def chunk_bytes_of(projection: Projection, settings: EncodeSettings) -> int:
+    return projection.chunk_bytes(parse_bytes(settings.max_memory), DEFAULT_CHUNK_BYTES)
+
+
+def describe_plan(plan: dict[str, Any]) -> dict[str, Any]:
+    """A dry run in words."""
+    words = {
+        key: format_bytes(n) if key.endswith("_bytes") or key.startswith("bytes_") else n for key, n in plan.items()
+    }
+    words["projected_parts"] = {name: format_bytes(n) for name, n in plan["projected_parts"].items()}
+    return words

@@ -1,0 +1,255 @@
+"""Stage `export`: bring the results of a run into AnnData, for scanpy and everything that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hashstream.atlas import Atlas, open_atlas, plan_ranges, stream_chunks
+from hashstream.errors import InputError, SettingsError
+from hashstream.runtime.files import check_target, partial_path, publish, remove
+from hashstream.runtime.pipeline import use_fastest_pipeline
+from hashstream.runtime.run import Run
+
+OBSM_KEY = "X_hash"
+_PREFIX = "hashstream_"
+_BLOCK_ROWS = 1 << 16
+
+
+def export(
+    run: Run | str | Path,
+    target: str | Path,
+    *,
+    atlas: Sequence[str | Path] | None = None,
+    counts: bool = True,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write the columns of a run's cells and the embedding of their buckets into an AnnData store.
+
+    obs gets one column for each column of cells.parquet (``bucket``, ``cluster``, ``label``, ...), prefixed with
+    ``hashstream_`` where the atlas itself has one of that name; ``obsm["X_hash"]`` is the mean embedding of each
+    cell's bucket, (n_cells, n_dims) float32.
+
+    Parameters
+    ----------
+    target
+        An existing AnnData zarr store of the same cells, which gains the columns; or a new ``.h5ad`` or ``.zarr``.
+    atlas
+        Where the encoded atlas is now, if not where it was encoded.
+    counts
+        Copy the counts into a new store; they are streamed.
+    force
+        Replace an existing ``.h5ad``; in an existing zarr store, replace columns of the same name.
+
+    Raises
+    ------
+    InputError, SettingsError, TargetExistsError
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    target = Path(target)
+    if target.suffix not in (".h5ad", ".zarr"):
+        raise SettingsError(f"{target}: expected a name that ends in .h5ad or .zarr.")
+    if target.suffix == ".zarr" and target.exists():
+        return _into_existing(run, target, force=force)
+    check_target(target, force=force)
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent}: no such folder; make it before exporting into it.")
+    source = open_atlas([str(p) for p in atlas] if atlas else run.input_paths)
+    if source.n_cells != run.n_cells:
+        raise InputError(f"{', '.join(source.paths)}: {source.n_cells} cells, but {run.path} encodes {run.n_cells}.")
+    partial = partial_path(target)
+    remove(partial)
+    try:
+        columns = _write_new(run, source, partial, target.suffix, counts=counts)
+        publish(partial, target)
+    finally:
+        remove(partial)
+    return {"target": str(target), "cells": run.n_cells, "obs": columns, "obsm": [OBSM_KEY]}
+
+
+def _result_columns(run: Run, taken: set[str]) -> dict[str, pd.Series]:
+    """The columns of cells.parquet but the row number, under names that are free."""
+    names = [name for name in run.cell_columns() if name != "row"]
+    pieces = [batch.to_pandas() for batch in run.iter_cells(names)]
+    frame = {}
+    for name in names:
+        parts = [piece[name] for piece in pieces]
+        if isinstance(parts[0].dtype, pd.CategoricalDtype):
+            joined = pd.Series(pd.api.types.union_categoricals([p.array for p in parts]).remove_unused_categories())
+        else:
+            joined = pd.concat(parts, ignore_index=True)
+        frame[_PREFIX + name if name in taken else name] = joined
+    return frame
+
+
+def _embedding_blocks(run: Run) -> Any:
+    """Blocks of rows of obsm["X_hash"]: (n, n_dims) float32."""
+    means = run.tokens().means
+    for buckets in run.cell_buckets():
+        for start in range(0, len(buckets), _BLOCK_ROWS):
+            yield means[buckets[start : start + _BLOCK_ROWS]]
+
+
+def _write_new(run: Run, source: Atlas, partial: Path, suffix: str, *, counts: bool) -> list[str]:
+    import anndata
+    from anndata.io import write_elem
+
+    obs = _source_obs(source)
+    results = _result_columns(run, set(obs.columns))
+    for name, values in results.items():
+        obs[name] = values.to_numpy() if not isinstance(values.dtype, pd.CategoricalDtype) else values.array
+    genes = [store.gene_names for store in source.stores]
+    if counts and any(len(g) != len(genes[0]) or (g != genes[0]).any() for g in genes[1:]):
+        raise SettingsError(
+            "the stores of this atlas have different genes, so their counts cannot be copied side by side; "
+            "export with --no-counts."
+        )
+    var = source.stores[0].var if counts else pd.DataFrame(index=pd.Index([], dtype=str))
+    skeleton = anndata.AnnData(obs=obs, var=var)
+    skeleton.uns["hashstream"] = {"run": str(run.path), "hasher": run.meta["hasher"]["fingerprint"]}
+    root = _create(partial, suffix)
+    try:
+        with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+            write_elem(root, "/", skeleton)
+        _write_obsm(root, run)
+        if counts:
+            _copy_counts(root, source)
+    finally:
+        if suffix == ".h5ad":
+            root.close()
+    return list(results)
+
+
+def _create(path: Path, suffix: str) -> Any:
+    """An empty HDF5 file or zarr group."""
+    if suffix == ".h5ad":
+        import h5py
+
+        return h5py.File(path, "w")
+    import zarr
+
+    use_fastest_pipeline()
+    return zarr.open_group(path, mode="w", zarr_format=3)
+
+
+def _source_obs(source: Atlas) -> pd.DataFrame:
+    columns = [set(store.obs_columns()) for store in source.stores]
+    shared = [name for name in source.stores[0].obs_columns() if all(name in c for c in columns)]
+    names = np.concatenate([store.obs_names() for store in source.stores])
+    data = {name: source.obs_column(name) for name in shared}
+    return pd.DataFrame(
+        {k: v.to_numpy() if not isinstance(v.dtype, pd.CategoricalDtype) else v.array for k, v in data.items()},
+        index=pd.Index(names.astype(str)),
+    )
+
+
+def _is_hdf5(root: Any) -> bool:
+    return type(root).__module__.startswith("h5py")
+
+
+def _write_obsm(root: Any, run: Run) -> None:
+    """obsm["X_hash"], a block of rows at a time."""
+    obsm = root.require_group("obsm")
+    shape = (run.n_cells, int(run.meta["n_dims"]))
+    chunks = (min(_BLOCK_ROWS, shape[0]), shape[1])
+    if OBSM_KEY in obsm:
+        del obsm[OBSM_KEY]
+    if _is_hdf5(root):
+        array = obsm.create_dataset(OBSM_KEY, shape=shape, dtype="float32", chunks=chunks)
+    else:
+        array = obsm.create_array(OBSM_KEY, shape=shape, dtype="float32", chunks=chunks)
+    array.attrs["encoding-type"] = "array"
+    array.attrs["encoding-version"] = "0.2.0"
+    start = 0
+    for block in _embedding_blocks(run):
+        array[start : start + len(block)] = block
+        start += len(block)
+
+
+def _copy_counts(root: Any, source: Atlas) -> None:
+    """X as CSR, streamed from the source into growing arrays."""
+    if "X" in root:
+        del root["X"]
+    group = root.create_group("X")
+    group.attrs["encoding-type"] = "csr_matrix"
+    group.attrs["encoding-version"] = "0.1.0"
+    n_genes = source.stores[0].n_genes
+    group.attrs["shape"] = [source.n_cells, n_genes]
+    data_dtype = np.result_type(*[store.matrix.dtype for store in source.stores])
+    # The canonical atlas keeps indices unsigned; 32-bit signed ones are what every reader of AnnData expects.
+    arrays = {
+        "data": _growing(group, "data", data_dtype),
+        "indices": _growing(group, "indices", np.dtype(np.int32)),
+        "indptr": _growing(group, "indptr", np.dtype(np.int64)),
+    }
+    _append(arrays["indptr"], np.zeros(1, dtype=np.int64))
+    stored = 0
+    for _, chunk in stream_chunks(source, plan_ranges(source)):
+        _append(arrays["data"], chunk.data.astype(data_dtype, copy=False))
+        _append(arrays["indices"], chunk.indices.astype(np.int32, copy=False))
+        _append(arrays["indptr"], chunk.indptr[1:] + stored)
+        stored += chunk.nnz
+
+
+def _growing(group: Any, name: str, dtype: np.dtype[Any]) -> Any:
+    if _is_hdf5(group):
+        return group.create_dataset(
+            name, shape=(0,), maxshape=(None,), dtype=dtype, chunks=(1 << 17,), compression="gzip", compression_opts=1
+        )
+    return group.create_array(name, shape=(0,), dtype=dtype, chunks=(1 << 20,))
+
+
+def _append(array: Any, values: NDArray[Any]) -> None:
+    start = array.shape[0]
+    array.resize((start + len(values),))
+    array[start:] = values
+
+
+def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
+    import anndata
+    import zarr
+    from anndata.io import write_elem
+
+    use_fastest_pipeline()
+    try:
+        root = zarr.open_group(target, mode="r+", use_consolidated=False)
+        obs: Any = root["obs"]
+        order = [str(name) for name in dict(obs.attrs)["column-order"]]
+        n_rows = obs[dict(obs.attrs)["_index"]].shape[0]
+    except Exception as error:
+        raise InputError(
+            f"{target}: not an AnnData zarr store that can be written to ({type(error).__name__}: {error})."
+        ) from error
+    if n_rows != run.n_cells:
+        raise InputError(f"{target}: {n_rows} cells, but {run.path} encodes {run.n_cells}; export into its own atlas.")
+    mine = {name for name in order if name in set(dict(obs.attrs).get("hashstream-columns", []))}
+    foreign = set(order) - mine
+    results = _result_columns(run, set() if force else foreign)
+    with anndata.settings.override(zarr_write_format=root.metadata.zarr_format, auto_shard_zarr_v3=True):
+        for name, values in results.items():
+            categorical = isinstance(values.dtype, pd.CategoricalDtype)
+            write_elem(obs, name, values.array if categorical else values.to_numpy())
+    _write_obsm(root, run)
+    # The order of columns is what makes a column visible: written last.
+    obs.attrs["hashstream-columns"] = sorted(results)
+    obs.attrs["column-order"] = [*[n for n in order if n not in results], *results]
+    _consolidate(target)
+    return {"target": str(target), "cells": run.n_cells, "obs": list(results), "obsm": [OBSM_KEY]}
+
+
+def _consolidate(path: Path) -> None:
+    """Refresh consolidated metadata where the store has them, so that readers see what was added."""
+    import warnings
+
+    import zarr
+
+    root = zarr.open_group(path, mode="r")
+    if root.metadata.consolidated_metadata is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=zarr.errors.ZarrUserWarning)
+            zarr.consolidate_metadata(path)

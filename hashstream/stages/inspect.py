@@ -1,0 +1,81 @@
+"""Stage `inspect`: say what an atlas, a hasher or a run is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hashstream.atlas import open_store
+from hashstream.errors import InputError
+from hashstream.hashing import Hasher
+from hashstream.runtime.run import META, Run
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """What is at `path`: a dict of JSON values whose ``kind`` is ``run``, ``hasher`` or ``atlas``.
+
+    Raises
+    ------
+    InputError
+        If it is none of them, or damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; expected an atlas, a hasher or a run.")
+    if (path / META).is_file():
+        return _inspect_run(Run.open(path))
+    if (path / "hasher.json").is_file():
+        return _inspect_hasher(Hasher.load(path))
+    return _inspect_atlas(path)
+
+
+def _inspect_run(run: Run) -> dict[str, Any]:
+    meta = run.meta
+    counts = run.tokens().counts
+    return {
+        "kind": "run",
+        "cells": run.n_cells,
+        "empty_cells": meta["n_empty_cells"],
+        "bits": run.n_bits,
+        "buckets": run.n_buckets,
+        "bucket_bits": run.bucket_bits,
+        "largest_bucket": int(counts.max()),
+        "one_cell_buckets": int((counts == 1).sum()),
+        "columns": run.cell_columns(),
+        "hasher": meta["hasher"],
+        "input": meta["input"],
+        "stages": meta["stages"],
+        "peak_rss_mib": round(meta["peak_rss_bytes"] / 2**20, 1),
+        "seconds": meta["seconds"],
+        "created": meta["created"],
+    }
+
+
+def _inspect_hasher(hasher: Hasher) -> dict[str, Any]:
+    return {
+        "kind": "hasher",
+        "genes": hasher.n_genes,
+        "bits": hasher.n_bits,
+        "embedding": hasher.n_dims,
+        "layers": [list(w.shape) for w in hasher.weights],
+        "fingerprint": hasher.fingerprint(),
+        "provenance": {k: v for k, v in hasher.provenance.items() if k != "explained_deviation"},
+    }
+
+
+def _inspect_atlas(path: Path) -> dict[str, Any]:
+    store = open_store(path)
+    nnz = store.matrix.nnz
+    return {
+        "kind": "atlas",
+        "format": store.format,
+        "cells": store.n_cells,
+        "genes": store.n_genes,
+        "counts": store.matrix_name,
+        "stored_values": nnz,
+        "values_per_cell": None if nnz is None else round(nnz / store.n_cells, 1),
+        "dtype": str(store.matrix.dtype),
+        "first_genes": [str(n) for n in store.gene_names[:5]],
+        "obs_columns": store.obs_columns(),
+        "var_columns": [str(c) for c in store.var.columns],
+    }

@@ -1,0 +1,62 @@
+"""Bring a column of obs to the buckets of a run: how many cells of each value every bucket holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hashstream.atlas import open_atlas
+from hashstream.errors import InputError
+from hashstream.runtime.run import Run
+
+
+def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None) -> tuple[NDArray[np.int32], list[str]]:
+    """A column of the obs of the atlas that a run encoded, as categories.
+
+    Parameters
+    ----------
+    atlas
+        Where the atlas is now, if not where it was encoded.
+
+    Returns
+    -------
+    codes : (n_cells,) int32
+        -1 where the value is missing.
+    names : list of str
+        Sorted.
+
+    Raises
+    ------
+    InputError
+        If the atlas is gone, has another number of cells, or no such column.
+    """
+    paths = [str(p) for p in atlas] if atlas else run.input_paths
+    for path in paths:
+        if not Path(path).exists():
+            raise InputError(f"{path}: the atlas of {run.path} is not there any more; say where it is with --atlas.")
+    column = open_atlas(paths).obs_column(key)
+    if len(column) != run.n_cells:
+        raise InputError(f"{', '.join(paths)}: {len(column)} cells, but {run.path} encodes {run.n_cells}.")
+    values = column.astype("string")
+    categories = pd.Categorical(values)
+    names = [str(name) for name in categories.categories]
+    if not names:
+        raise InputError(f"{', '.join(paths)}: obs[{key!r}] holds no values.")
+    return np.asarray(categories.codes, dtype=np.int32), names
+
+
+def bucket_counts(run: Run, codes: NDArray[np.int32], n_values: int) -> NDArray[np.int64]:
+    """Cells of each bucket and value: (n_buckets, n_values) int64; cells without a value are left out."""
+    counts = np.zeros(run.n_buckets * n_values, dtype=np.int64)
+    start = 0
+    for buckets in run.cell_buckets():
+        values = codes[start : start + len(buckets)]
+        known = values >= 0
+        flat = buckets[known].astype(np.int64) * n_values + values[known]
+        counts += np.bincount(flat, minlength=len(counts))
+        start += len(buckets)
+    return counts.reshape(run.n_buckets, n_values)

@@ -1,0 +1,30 @@
+"""The one place where numba's decorators are configured.
+
+Every kernel releases the GIL (reader threads and row-block workers run beside it), is compiled once and cached on
+disk, and keeps IEEE semantics: no fast-math and no contraction of multiply-add, so that the same operations in
+`reference.py` and in the CUDA twins give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": False}
+
+
+def jit(function: F) -> F:
+    """`function` compiled lazily for each combination of argument types it meets, and cached on disk."""
+    try:
+        return numba.njit(**_OPTIONS)(function)
+    except RuntimeError:  # nowhere to write a cache: a read-only installation of a user without a home
+        return numba.njit(**{**_OPTIONS, "cache": False})(function)
+
+
+def inline(function: F) -> F:
+    """A helper of kernels: compiled into its callers."""
+    return numba.njit(inline="always", **_OPTIONS)(function)

@@ -1,0 +1,351 @@
+"""Counts to codes in one pass: normalise, take the logarithm, select, project, take signs, pack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashstream.kernels._arrays import csr_arrays, share_rows
+from hashstream.kernels._intrinsics import make_accumulate
+from hashstream.kernels._jit import jit
+from hashstream.kernels.pack import pack_rows, words_for_bits
+from hashstream.kernels.rows import RowFlag, check_arrays, select_rows
+
+TILE = 64  # columns of weights that are summed in registers; a tile of 2,000 genes fits the second-level cache
+BLOCK_ROWS = 1024  # rows whose selected values are kept while the tiles of weights pass over them
+_HUGE_PAGE = 1 << 21
+_HUGE_FROM = 1 << 22  # NumPy asks the system for huge pages from this many bytes on
+
+_accumulate = make_accumulate(TILE)
+
+
+@jit
+def _project_sparse(tiles, bias, genes, values, starts, out):  # type: ignore[no-untyped-def]
+    """``out[r] = bias + sum of values[k] * weights[genes[k]]`` over the entries k of row r, in their order."""
+    n_tiles, n_in, width = tiles.shape
+    for tile in range(n_tiles):
+        for row in range(len(out)):
+            at = row * out.shape[1] + tile * width
+            _accumulate(
+                tiles, tile * n_in * width, genes, values, starts[row], starts[row + 1], bias, tile * width, out, at
+            )
+
+
+@jit
+def _project_dense(tiles, bias, everything, inputs, out):  # type: ignore[no-untyped-def]
+    """``out[r] = bias + inputs[r, :n_in] @ weights``, inputs ascending."""
+    n_tiles, n_in, width = tiles.shape
+    for tile in range(n_tiles):
+        for row in range(len(out)):
+            at = row * out.shape[1] + tile * width
+            _accumulate(tiles, tile * n_in * width, everything, inputs[row], 0, n_in, bias, tile * width, out, at)
+
+
+@jit
+def _relu(values):  # type: ignore[no-untyped-def]
+    flat = values.ravel()
+    for i in range(len(flat)):
+        flat[i] = flat[i] if flat[i] > np.float32(0.0) else np.float32(0.0)
+
+
+@jit
+def _clear_rows(flags, first_bad, embedding, codes):  # type: ignore[no-untyped-def]
+    for row in range(len(flags)):
+        if flags[row] >= first_bad:
+            embedding[row] = 0
+            codes[row] = 0
+
+
+_IN_PLACE = {"linear": None, "relu": _relu}
+ACTIVATIONS = tuple(_IN_PLACE)
+
+
+class Tiles(NamedTuple):
+    """Weights cut into tiles of `TILE` columns, the last filled up with zeros."""
+
+    weights: NDArray[np.float32]  # (n_tiles, n_in, TILE)
+    bias: NDArray[np.float32]  # (n_tiles * TILE,)
+    everything: NDArray[np.int32]  # (n_in,) 0, 1, ...: the picks of a dense input
+
+
+def _tile(weights: NDArray[np.float32], bias: NDArray[np.float32]) -> Tiles:
+    n_in, n_out = weights.shape
+    n_tiles = -(-n_out // TILE)
+    n_bytes = n_tiles * n_in * TILE * 4
+    # Rows of weights are read at random: on pages of 4 KiB most of the time would go into address translation.
+    memory = np.empty(max(n_bytes + _HUGE_PAGE, _HUGE_FROM), np.uint8)
+    offset = -memory.ctypes.data % _HUGE_PAGE
+    tiles = memory[offset : offset + n_bytes].view(np.float32).reshape(n_tiles, n_in, TILE)
+    tiles[...] = 0
+    for tile in range(n_tiles):
+        part = weights[:, tile * TILE : (tile + 1) * TILE]
+        tiles[tile, :, : part.shape[1]] = part
+    padded = np.zeros(n_tiles * TILE, np.float32)
+    padded[:n_out] = bias
+    return Tiles(tiles, padded, np.arange(n_in, dtype=np.int32))
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderWeights:
+    """A hash function as plain arrays.
+
+    Attributes
+    ----------
+    cap : (n_genes,) float32
+        Upper limit of each gene's log-normalised value; infinity for none.
+    weights : tuple of (n_in, n_out) float32
+        Affine layers, the first from the genes.
+    biases : tuple of (n_out,) float32
+    activations : tuple of str
+        One of `ACTIVATIONS` for each layer.
+    bit_weight : (n_dims, n_bits) float32
+        From the output of the last layer, the embedding, to the numbers whose signs are the bits.
+    bit_bias : (n_bits,) float32
+    target_sum : float
+        What the counts of every cell are scaled to sum to.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not chain, weights that are not finite, an unknown activation, a target sum that is not positive.
+    """
+
+    cap: NDArray[np.float32]
+    weights: tuple[NDArray[np.float32], ...]
+    biases: tuple[NDArray[np.float32], ...]
+    activations: tuple[str, ...]
+    bit_weight: NDArray[np.float32]
+    bit_bias: NDArray[np.float32]
+    target_sum: float
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "cap", np.ascontiguousarray(self.cap, dtype=np.float32))
+        put(self, "weights", tuple(np.ascontiguousarray(w, dtype=np.float32) for w in self.weights))
+        put(self, "biases", tuple(np.ascontiguousarray(b, dtype=np.float32) for b in self.biases))
+        put(self, "activations", tuple(self.activations))
+        put(self, "bit_weight", np.ascontiguousarray(self.bit_weight, dtype=np.float32))
+        put(self, "bit_bias", np.ascontiguousarray(self.bit_bias, dtype=np.float32))
+        put(self, "target_sum", float(self.target_sum))
+        if not 1 <= len(self.weights) == len(self.biases) == len(self.activations):
+            raise ValueError(
+                f"{len(self.weights)} weights, {len(self.biases)} biases and {len(self.activations)} activations, "
+                "expected one of each for at least one layer"
+            )
+        unknown = sorted(set(self.activations) - set(ACTIVATIONS))
+        if unknown:
+            raise ValueError(f"unknown activations {unknown}, expected some of {list(ACTIVATIONS)}")
+        if self.cap.ndim != 1 or np.isnan(self.cap).any():
+            raise ValueError(f"cap has shape {self.cap.shape}, expected one number for each gene and no NaN")
+        if not (0.0 < self.target_sum < np.inf):
+            raise ValueError(f"target_sum is {self.target_sum}, expected a positive number")
+        n_in = len(self.cap)
+        layers = [*zip(self.weights, self.biases, strict=True), (self.bit_weight, self.bit_bias)]
+        for i, (weight, bias) in enumerate(layers):
+            name = f"layer {i}" if i < len(self.weights) else "bit_weight"
+            if weight.ndim != 2 or weight.shape[0] != n_in or weight.shape[1] < 1 or bias.shape != weight.shape[1:]:
+                raise ValueError(
+                    f"{name} has weights of shape {weight.shape} and biases of shape {bias.shape}, "
+                    f"expected ({n_in}, n_out) and (n_out,)"
+                )
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                raise ValueError(f"{name} has weights or biases that are not finite")
+            n_in = weight.shape[1]
+
+    @property
+    def n_genes(self) -> int:
+        return len(self.cap)
+
+    @property
+    def n_dims(self) -> int:
+        return self.bit_weight.shape[0]
+
+    @property
+    def n_bits(self) -> int:
+        return self.bit_weight.shape[1]
+
+    @property
+    def n_words(self) -> int:
+        return words_for_bits(self.n_bits)
+
+    @cached_property
+    def bits_are_signs(self) -> bool:
+        """Whether the bit head is the identity without bias: bit b is the sign of dimension b."""
+        return np.array_equal(self.bit_weight, np.eye(self.n_dims, self.n_bits)) and not self.bit_bias.any()
+
+    @cached_property
+    def prepared(self) -> tuple[Tiles, ...]:
+        """The layers and the bit head as the kernels read them; made at the first use and kept."""
+        return prepare_weights(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name in self.__dataclass_fields__}
+
+
+def prepare_weights(weights: EncoderWeights) -> tuple[Tiles, ...]:
+    """Each layer and, last, the bit head, cut into tiles."""
+    layers = zip((*weights.weights, weights.bit_weight), (*weights.biases, weights.bit_bias), strict=True)
+    return tuple(_tile(weight, bias) for weight, bias in layers)
+
+
+class EncodedRows(NamedTuple):
+    """What `encode_rows` gives for n rows.
+
+    Attributes
+    ----------
+    codes : (n, n_words) uint64
+    embedding : (n, n_dims) float32
+    totals : (n,) float64
+        Sum of all counts of the row; 0 for rows that cannot be encoded.
+    flags : (n,) uint8
+        `RowFlag`; rows from `RowFlag.NEGATIVE` on have zeros for code and embedding.
+    """
+
+    codes: NDArray[np.uint64]
+    embedding: NDArray[np.float32]
+    totals: NDArray[np.float64]
+    flags: NDArray[np.uint8]
+
+
+def checked_gene_map(gene_map: Any, n_genes: int) -> NDArray[np.int32]:
+    """`gene_map` as a contiguous int32 array.
+
+    Raises
+    ------
+    TypeError
+        It is not of integers.
+    ValueError
+        An entry is not below `n_genes`, or two columns map to one gene.
+    """
+    gene_map = np.asarray(gene_map)
+    if gene_map.ndim != 1:
+        raise ValueError(f"gene_map has {gene_map.ndim} dimensions, expected 1")
+    if gene_map.dtype.kind not in "iu":
+        raise TypeError(f"gene_map has dtype {gene_map.dtype}, expected an integer dtype")
+    used = gene_map[gene_map >= 0]
+    if len(used) and int(used.max()) >= n_genes:
+        raise ValueError(f"gene_map maps to gene {int(used.max())}, expected genes below {n_genes}")
+    if len(used) and int(np.bincount(used.astype(np.int64)).max()) > 1:
+        gene = int(np.bincount(used.astype(np.int64)).argmax())
+        raise ValueError(f"gene_map maps more than one column to gene {gene}, expected at most one")
+    return np.ascontiguousarray(gene_map, dtype=np.int32)
+
+
+def encode_rows(
+    indptr: Any, indices: Any, data: Any, gene_map: Any, weights: EncoderWeights, *, n_threads: int = 1
+) -> EncodedRows:
+    """Codes and embeddings of the rows of a CSR matrix of counts.
+
+    A count c of a row that sums to t becomes ``y = min(float32(log1p(c * (target_sum / t))), cap)``. The first layer
+    starts at its bias and adds ``y * weight`` in ascending order of the hasher's genes, each product and each sum
+    rounded to float32; the other layers and the bit head do the same in ascending order of their inputs. So the codes
+    depend neither on the order of the columns of the file nor on blocks, threads or machine.
+
+    Parameters
+    ----------
+    indptr : (n + 1,) integer
+        Row pointers from 0 to the number of stored values.
+    indices : (nnz,) integer
+        Columns of the file.
+    data : (nnz,) integer or float
+        Counts. All of a row enter its sum, whether their genes are used or not.
+    gene_map : (n_file_genes,) integer
+        The hasher's gene that each column of the file is, or -1.
+    weights : EncoderWeights
+    n_threads : int
+        Threads that share the rows; the result is the same for any number.
+
+    Returns
+    -------
+    EncodedRows
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays of the wrong kind or shape. Rows with bad values do not raise: see `EncodedRows.flags`.
+    """
+    indptr, indices, data = csr_arrays(indptr, indices, data)
+    gene_map = checked_gene_map(gene_map, weights.n_genes)
+    used = gene_map >= 0
+    rising = bool(np.all(np.diff(gene_map[used]) > 0))
+    n_rows = len(indptr) - 1
+    result = EncodedRows(
+        np.empty((n_rows, weights.n_words), np.uint64),
+        np.empty((n_rows, weights.n_dims), np.float32),
+        np.empty(n_rows, np.float64),
+        np.empty(n_rows, np.uint8),
+    )
+    capped = bool(np.isfinite(weights.cap).any())
+
+    def work(start: int, stop: int) -> None:
+        scratch = _Scratch(weights, min(BLOCK_ROWS, stop - start))
+        for first in range(start, stop, BLOCK_ROWS):
+            last = min(first + BLOCK_ROWS, stop)
+            at, end = indptr[first], indptr[last]
+            rows = (indptr[first : last + 1] - at, indices[at:end], data[at:end])
+            block = slice(first, last)
+            out = EncodedRows(result.codes[block], result.embedding[block], result.totals[block], result.flags[block])
+            out.totals[:], out.flags[:] = check_arrays(*rows, len(gene_map))
+            genes, values, starts = scratch.entries(len(rows[1]), last - first)
+            select_rows(
+                *rows, out.totals, out.flags, gene_map, used.view(np.uint8), weights.cap, capped, rising,
+                weights.target_sum, genes, values, starts,
+            )  # fmt: skip
+            _project(genes, values, starts, weights, scratch, out)
+
+    share_rows(work, n_rows, n_threads)
+    return result
+
+
+class _Scratch:
+    """What a thread writes between the steps of a block: kept from block to block, as fresh memory costs time."""
+
+    def __init__(self, weights: EncoderWeights, n_rows: int) -> None:
+        self._n_genes = weights.n_genes
+        self._genes = np.empty(0, np.int32)
+        self._values = np.empty(0, np.float32)
+        self._starts = np.empty(n_rows + 1, np.int64)
+        self.outputs = [np.empty((n_rows, len(layer.bias)), np.float32) for layer in weights.prepared]
+
+    def entries(self, nnz: int, n_rows: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
+        """Room for the genes, values and starts of the selected values of `n_rows` rows that store `nnz`."""
+        room = min(nnz, n_rows * self._n_genes) + 1
+        if room > len(self._genes):
+            self._genes, self._values = np.empty(room, np.int32), np.empty(room, np.float32)
+        return self._genes, self._values, self._starts[: n_rows + 1]
+
+
+def _project(
+    genes: NDArray[np.int32],
+    values: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    weights: EncoderWeights,
+    scratch: _Scratch,
+    out: EncodedRows,
+) -> None:
+    """Layers, signs and packing of the selected values of a block."""
+    *layers, head = weights.prepared
+    inputs = np.empty(0, np.float32)
+    for i, (layer, activation) in enumerate(zip(layers, weights.activations, strict=True)):
+        outputs = scratch.outputs[i][: len(out.flags)]
+        if i == len(layers) - 1 and outputs.shape == out.embedding.shape:
+            outputs = out.embedding  # whole tiles: no copy
+        if i == 0:
+            _project_sparse(layer.weights, layer.bias, genes, values, starts, outputs)
+        else:
+            _project_dense(layer.weights, layer.bias, layer.everything, inputs, outputs)
+        in_place = _IN_PLACE[activation]
+        if in_place is not None:
+            in_place(outputs)
+        inputs = outputs
+    if inputs is not out.embedding:
+        out.embedding[:] = inputs[:, : weights.n_dims]
+    if not weights.bits_are_signs:
+        outputs = scratch.outputs[-1][: len(out.flags)]
+        _project_dense(head.weights, head.bias, head.everything, inputs, outputs)
+    pack_rows(outputs, weights.n_bits, out.codes)
+    _clear_rows(out.flags, RowFlag.NEGATIVE.value, out.embedding, out.codes)

@@ -1,0 +1,297 @@
+"""Rows of counts: what is wrong with them, and their log-normalised values of the chosen genes in a fixed order."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashstream.kernels._arrays import csr_arrays
+from hashstream.kernels._intrinsics import trailing_zeros
+from hashstream.kernels._jit import jit
+from hashstream.kernels._log1p import log1p_
+
+TABLE = 16  # counts below this are looked up in a table that is made once a cell
+EXACT_TOTAL = 9007199254740992.0  # 2**53: up to here a sum of integers does not depend on its order
+
+
+class RowFlag(IntEnum):
+    """What is wrong with a row of counts: the first that holds of, in this order, INDEX_RANGE, INDEX_ORDER,
+    NOT_FINITE, NEGATIVE, NOT_INTEGER, EMPTY. Rows from `NEGATIVE` on cannot be encoded."""
+
+    OK = 0
+    EMPTY = 1  # the counts sum to 0
+    NEGATIVE = 2
+    NOT_INTEGER = 3
+    NOT_FINITE = 4  # NaN or infinity, or counts that sum to more than 2**53
+    INDEX_RANGE = 5  # a column that is negative or not below the number of genes
+    INDEX_ORDER = 6  # columns that do not strictly increase: unsorted or duplicated
+
+
+@jit
+def _odd_counts(values):  # type: ignore[no-untyped-def]
+    """Whether any value is not an integer from 0 to 2**31."""
+    odd = False
+    for i in range(len(values)):
+        value = values[i]
+        odd |= (value < 0) | (value != np.floor(value)) | (value > 2147483648.0)
+    return odd
+
+
+@jit
+def _sum_counts(data, start, stop):  # type: ignore[no-untyped-def]
+    """Total of ``data[start:stop]``, and whether any is negative or not an integer."""
+    values = data[start:stop]
+    if not _odd_counts(values):
+        # Integers sum in any order, thus in vector registers.
+        whole = np.int64(0)
+        for i in range(len(values)):
+            whole += np.int64(values[i])
+        return np.float64(whole), False, False
+    total = 0.0
+    negative = False
+    fraction = False
+    for i in range(len(values)):
+        value = values[i]
+        total += np.float64(value)
+        negative |= value < 0
+        fraction |= value != np.floor(value)
+    return total, negative, fraction
+
+
+@jit
+def _sum_unsigned(data, start, stop):  # type: ignore[no-untyped-def]
+    """Total of ``data[start:stop]``, unsigned integers, which cannot be negative or fractional."""
+    values = data[start:stop]
+    total = np.uint64(0)
+    for i in range(len(values)):
+        total += np.uint64(values[i])
+    return np.float64(total)
+
+
+@jit
+def _rising(indices, start, stop):  # type: ignore[no-untyped-def]
+    """Whether ``indices[start:stop]`` strictly increase."""
+    left = indices[start : stop - 1]
+    right = indices[start + 1 : stop]
+    falls = False
+    for i in range(len(left)):
+        falls |= right[i] <= left[i]
+    return not falls
+
+
+@jit
+def _in_range(indices, start, stop, n_genes):  # type: ignore[no-untyped-def]
+    inside = True
+    for i in range(start, stop):
+        inside &= 0 <= indices[i] < n_genes
+    return inside
+
+
+@jit
+def _check_rows(indptr, indices, data, unsigned, n_genes, totals, flags):  # type: ignore[no-untyped-def]
+    """`totals` and `flags` of the rows; the total of a row that cannot be encoded is 0."""
+    for row in range(len(totals)):
+        start = indptr[row]
+        stop = indptr[row + 1]
+        totals[row] = 0.0
+        flags[row] = RowFlag.EMPTY.value
+        if start == stop:
+            continue
+        if not _rising(indices, start, stop):
+            inside = _in_range(indices, start, stop, n_genes)
+            flags[row] = RowFlag.INDEX_ORDER.value if inside else RowFlag.INDEX_RANGE.value
+            continue
+        # The first and the last bound all that lie between.
+        if indices[start] < 0 or np.int64(indices[stop - 1]) >= n_genes:
+            flags[row] = RowFlag.INDEX_RANGE.value
+            continue
+        if unsigned:
+            total, negative, fraction = _sum_unsigned(data, start, stop), False, False
+        else:
+            total, negative, fraction = _sum_counts(data, start, stop)
+        if not (abs(total) <= EXACT_TOTAL):
+            flags[row] = RowFlag.NOT_FINITE.value
+        elif negative:
+            flags[row] = RowFlag.NEGATIVE.value
+        elif fraction:
+            flags[row] = RowFlag.NOT_INTEGER.value
+        elif total > 0.0:
+            flags[row] = RowFlag.OK.value
+            totals[row] = total
+
+
+def check_arrays(
+    indptr: NDArray[Any], indices: NDArray[Any], data: NDArray[Any], n_genes: int
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Totals and flags of rows whose arrays `csr_arrays` has seen."""
+    n_rows = len(indptr) - 1
+    totals, flags = np.empty(n_rows, np.float64), np.empty(n_rows, np.uint8)
+    _check_rows(indptr, indices, data, data.dtype.kind == "u", n_genes, totals, flags)
+    return totals, flags
+
+
+def check_rows(indptr: Any, indices: Any, data: Any, n_genes: int) -> NDArray[np.uint8]:
+    """What is wrong with each row of a CSR matrix of counts.
+
+    Parameters
+    ----------
+    indptr : (n + 1,) integer
+        Row pointers from 0 to the number of stored values.
+    indices : (nnz,) integer
+        Columns.
+    data : (nnz,) integer or float
+        Counts.
+    n_genes : int
+        Number of columns.
+
+    Returns
+    -------
+    (n,) uint8
+        `RowFlag` of each row.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The arrays are not the three of a CSR matrix.
+    """
+    return check_arrays(*csr_arrays(indptr, indices, data), n_genes)[1]
+
+
+@jit
+def _fill_table(scale, table):  # type: ignore[no-untyped-def]
+    """``table[count] = log1p(count * scale)``; exactly 0 for count 0."""
+    for count in range(TABLE):
+        table[count] = np.float32(log1p_(np.float64(count) * scale))
+
+
+@jit
+def _fill_large(n, values):  # type: ignore[no-untyped-def]
+    for i in range(n):
+        values[i] = log1p_(values[i])
+
+
+@jit
+def _compact(indices, used, at):  # type: ignore[no-untyped-def]
+    """Positions of the entries whose column is used; `at` needs a place more. Gives their number.
+
+    Without branches: every position is written, and the next overwrites it unless the place moves on.
+    """
+    m = np.uint64(0)
+    for k in range(len(indices)):
+        at[m] = k
+        m += np.uint64(used[np.uint64(indices[k])])
+    return m
+
+
+@jit
+def _look_up(indices, data, at, n, gene_map, table, scale, genes, values, large_at, large):  # type: ignore[no-untyped-def]
+    """Genes and values of the entries `at`, except those of large counts, which go to `large` with their places."""
+    m = np.uint64(0)
+    n_large = np.uint64(0)
+    for i in range(n):
+        k = np.uint64(at[i])
+        count = data[k]
+        small = np.uint64(min(int(count), TABLE - 1))
+        genes[m] = gene_map[np.uint64(indices[k])]
+        values[m] = table[small]
+        large_at[n_large] = m
+        large[n_large] = np.float64(count) * scale
+        n_large += np.uint64(count >= TABLE)
+        m += np.uint64(count > 0)
+    return m, n_large
+
+
+@jit
+def _sort_row(genes, values, dense, present):  # type: ignore[no-untyped-def]
+    """Puts the entries of a row in ascending order of their genes, by way of a row of all genes."""
+    for k in range(len(genes)):
+        gene = np.uint64(genes[k])
+        dense[gene] = values[k]
+        present[gene >> np.uint64(6)] |= np.uint64(1) << (gene & np.uint64(63))
+    at = np.uint64(0)
+    for word in range(len(present)):
+        bits = present[word]
+        present[word] = np.uint64(0)
+        while bits != np.uint64(0):
+            found = np.uint64(word * 64 + trailing_zeros(bits))
+            bits &= bits - np.uint64(1)
+            genes[at] = found
+            values[at] = dense[found]
+            at += np.uint64(1)
+
+
+@jit
+def select_rows(  # type: ignore[no-untyped-def]
+    indptr, indices, data, totals, flags, gene_map, used, cap, capped, rising, target_sum, genes, values, starts
+):
+    """Log-normalised values of the chosen genes, row after row.
+
+    Row r gets ``values[starts[r]:starts[r + 1]]`` of the hasher's `genes`, in ascending order of the gene. `used` is 1
+    where `gene_map` is not -1. `genes` and `values` need a place more than all selected values. Stored zeros are
+    dropped, as if they were not stored.
+    """
+    n_genes = len(cap)
+    longest = 0
+    for row in range(len(totals)):
+        longest = max(longest, indptr[row + 1] - indptr[row])
+    at = np.empty(longest + 1, np.int32)
+    table = np.zeros(TABLE, np.float32)
+    large_at = np.empty(n_genes + 1, np.int64)
+    large = np.empty(n_genes + 1, np.float64)
+    dense = np.empty(0 if rising else n_genes, np.float32)
+    present = np.zeros(0 if rising else (n_genes + 63) // 64, np.uint64)
+    first = np.int64(0)
+    starts[0] = 0
+    for row in range(len(totals)):
+        if flags[row] == 0:
+            scale = target_sum / totals[row]
+            _fill_table(scale, table)
+            columns = indices[indptr[row] : indptr[row + 1]]
+            counts = data[indptr[row] : indptr[row + 1]]
+            n = _compact(columns, used, at)
+            row_genes, row_values = genes[first:], values[first:]
+            m, n_large = _look_up(
+                columns, counts, at, n, gene_map, table, scale, row_genes, row_values, large_at, large
+            )
+            _fill_large(n_large, large)
+            for i in range(n_large):
+                row_values[large_at[i]] = np.float32(large[i])
+            if capped:
+                for k in range(m):
+                    row_values[k] = min(row_values[k], cap[row_genes[k]])
+            if not rising:
+                _sort_row(row_genes[:m], row_values[:m], dense, present)
+            first += np.int64(m)
+        starts[row + 1] = first
+
+
+@jit
+def _log_normalise(indptr, data, totals, target_sum, out):  # type: ignore[no-untyped-def]
+    for row in range(len(totals)):
+        scale = target_sum / totals[row] if totals[row] > 0.0 else 0.0
+        for k in range(indptr[row], indptr[row + 1]):
+            # A row that cannot be encoded may hold what no logarithm takes.
+            out[k] = np.float32(log1p_(np.float64(data[k]) * scale)) if totals[row] > 0.0 else np.float32(0.0)
+
+
+def log_normalise(indptr: Any, indices: Any, data: Any, n_genes: int, *, target_sum: float) -> NDArray[np.float32]:
+    """The stored values of a CSR matrix of counts, log-normalised as `encode_rows` sees them, without upper limits.
+
+    Returns
+    -------
+    (nnz,) float32
+        ``log1p(count * (target_sum / total))``; 0 in rows that are empty or bad.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The arrays are not the three of a CSR matrix.
+    """
+    indptr, indices, data = csr_arrays(indptr, indices, data)
+    totals, _ = check_arrays(indptr, indices, data, n_genes)
+    out = np.empty(len(data), np.float32)
+    _log_normalise(indptr, data, totals, float(target_sum), out)
+    return out

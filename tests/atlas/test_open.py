@@ -1,0 +1,146 @@
+"""Opening and streaming: lazily, in any chunking, with both zarr pipelines."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from hashstream.atlas import Atlas, open_atlas, plan_ranges, stream_chunks
+from hashstream.errors import InputError
+from hashstream.runtime.pipeline import PIPELINE_VARIABLE, use_fastest_pipeline
+
+
+@pytest.fixture(params=["zarrs", "zarr"])
+def pipeline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    import zarr
+
+    if request.param == "zarrs":
+        pytest.importorskip("zarrs")
+    monkeypatch.setenv(PIPELINE_VARIABLE, request.param)
+    use_fastest_pipeline.cache_clear()
+    with zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}):
+        assert use_fastest_pipeline() == request.param
+        yield request.param
+    use_fastest_pipeline.cache_clear()
+
+
+def stores(adata: anndata.AnnData, folder: Path) -> dict[str, Path]:
+    """The same counts in every layout that can be streamed."""
+    paths = {"h5ad": folder / "a.h5ad", "dense": folder / "d.h5ad", "v2": folder / "v2.zarr", "v3": folder / "v3.zarr"}
+    adata.write_h5ad(paths["h5ad"], compression="gzip")
+    dense = adata.copy()
+    dense.X = dense.X.toarray()
+    dense.write_h5ad(paths["dense"])
+    for version in (2, 3):
+        with anndata.settings.override(zarr_write_format=version):
+            adata.write_zarr(paths[f"v{version}"], chunks=(100, 100))
+    return paths
+
+
+def streamed(atlas: Atlas, chunk_rows: int, **where: int) -> sp.csr_matrix:
+    ranges = plan_ranges(atlas, chunk_rows=chunk_rows, **where)
+    # The arrays of a chunk are used again for the next one.
+    chunks = [replace(c, indices=c.indices.copy(), data=c.data.copy()) for _, c in stream_chunks(atlas, ranges)]
+    assert all(c.n_rows <= chunk_rows for c in chunks)
+    shape = (sum(c.n_rows for c in chunks), chunks[0].n_genes)
+    data = np.concatenate([c.data for c in chunks])
+    indices = np.concatenate([c.indices for c in chunks]).astype(np.int64)
+    lengths = np.concatenate([np.diff(c.indptr) for c in chunks])
+    return sp.csr_matrix((data, indices, np.concatenate([[0], np.cumsum(lengths)])), shape=shape)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("chunk_rows", [1, 37, 64, 10_000])
+def test_streams_what_anndata_reads(
+    small_adata: anndata.AnnData, tmp_path: Path, chunk_rows: int, pipeline: str
+) -> None:
+    del pipeline
+    part = small_adata[:200].copy()
+    for name, path in stores(part, tmp_path).items():
+        atlas = open_atlas(path)
+        assert (streamed(atlas, chunk_rows) != part.X).nnz == 0, name
+        assert (streamed(atlas, chunk_rows, start=13, stop=150) != part.X[13:150]).nnz == 0, name
+        store = atlas.stores[0]
+        assert store.obs_columns() == ["cell_type", "batch"]
+        assert store.obs_column("batch").tolist() == part.obs["batch"].tolist()
+        assert list(store.gene_names) == list(part.var_names)
+        assert list(store.obs_names()) == list(part.obs_names)
+
+
+def test_an_error_of_the_reader_reaches_the_consumer_and_stops_the_thread(small_h5ad: Path) -> None:
+    atlas = open_atlas(small_h5ad)
+
+    def ranges() -> Iterator:
+        yield from list(plan_ranges(atlas, chunk_rows=50))[:3]
+        raise InputError("here")
+
+    seen = 0
+    stream = stream_chunks(atlas, ranges())
+    with pytest.raises(InputError, match="here"):  # noqa: PT012 - the loop is what is tested
+        for _ in stream:
+            seen += 1
+    assert seen == 3
+    assert not [t for t in threading.enumerate() if t.name == "hashstream-reader"]
+
+
+def test_leaving_early_stops_the_reader(small_h5ad: Path) -> None:
+    atlas = open_atlas(small_h5ad)
+    stream = stream_chunks(atlas, plan_ranges(atlas, chunk_rows=1), depth=1)
+    next(stream)
+    stream.close()
+    assert not [t for t in threading.enumerate() if t.name == "hashstream-reader"]
+
+
+def test_fingerprint_notices_a_changed_value(small_adata: anndata.AnnData, tmp_path: Path) -> None:
+    small_adata.write_h5ad(tmp_path / "a.h5ad")
+    changed = small_adata.copy()
+    changed.X.data[0] += 1
+    changed.write_h5ad(tmp_path / "b.h5ad")
+    a, b = (open_atlas(tmp_path / f"{n}.h5ad").fingerprint() for n in "ab")
+    assert a == open_atlas(tmp_path / "a.h5ad").fingerprint()
+    assert a != b
+
+
+def test_several_stores_follow_each_other(small_adata: anndata.AnnData, tmp_path: Path) -> None:
+    small_adata[:100].write_h5ad(tmp_path / "a.h5ad")
+    small_adata[100:].write_h5ad(tmp_path / "b.h5ad")
+    atlas = open_atlas([tmp_path / "a.h5ad", tmp_path / "b.h5ad"])
+    assert atlas.n_cells == 600
+    assert atlas.obs_column("cell_type").tolist() == small_adata.obs["cell_type"].tolist()
+    assert (streamed(atlas, 64) != small_adata.X).nnz == 0
+    ranges = list(plan_ranges(atlas, chunk_rows=64))
+    assert [r.stop for r in ranges if r.store == 0][-1] == 100
+    with pytest.raises(InputError, match="no column 'nothing'"):
+        atlas.obs_column("nothing")
+
+
+def test_a_layer_can_be_named(small_adata: anndata.AnnData, tmp_path: Path) -> None:
+    two = small_adata.copy()
+    two.layers["other"] = two.X * 2
+    two.write_h5ad(tmp_path / "a.h5ad")
+    assert (streamed(open_atlas(tmp_path / "a.h5ad", layer="other"), 100) != two.layers["other"]).nnz == 0
+    with pytest.raises(InputError, match=r"no matrix at layers/absent; the store has X, layers/other"):
+        open_atlas(tmp_path / "a.h5ad", layer="absent")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("chunk_bytes", [1, 5_000, 60_000, 10**9])
+def test_chunks_keep_to_their_bytes(small_adata: anndata.AnnData, tmp_path: Path, chunk_bytes: int) -> None:
+    for name, path in stores(small_adata, tmp_path).items():
+        atlas = open_atlas(path)
+        ranges = list(plan_ranges(atlas, chunk_bytes=chunk_bytes, start=5, stop=590))
+        assert [r.start for r in ranges] == [5, *(r.stop for r in ranges[:-1])], name
+        assert ranges[-1].stop == 590
+        if name == "dense":
+            continue
+        per_value = 4 + atlas.stores[0].matrix.row_pointers(0, 1).itemsize // 2
+        lengths = np.diff(small_adata.X.indptr)
+        for r in ranges:
+            assert r.stop - r.start == 1 or lengths[r.start : r.stop].sum() * per_value <= chunk_bytes

@@ -1,0 +1,275 @@
+"""Packing, buckets and Hamming search against their NumPy meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashstream import kernels
+from hashstream.kernels import reference
+from hashstream.kernels._intrinsics import counter_bits, has_ternary_logic, make_any_below
+from hashstream.kernels.hamming import _slice_block
+
+SIZES = [0, 1, 63, 64, 65, 200]
+
+
+def random_codes(rng: Any, n: int, n_words: int, spread: int = 64) -> Any:
+    """Codes of which only `spread` bits of each word vary, so that small spreads give ties."""
+    codes = rng.integers(0, 2**63, (n, n_words), dtype=np.uint64) << np.uint64(1)
+    return codes & np.uint64((1 << spread) - 1) | np.uint64(rng.integers(0, 2)) << np.uint64(63)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.sampled_from(SIZES),
+    n_bits=st.sampled_from([1, 16, 63, 64, 65, 127, 128, 130]),
+    dtype=st.sampled_from([np.float32, bool]),
+)
+@settings(max_examples=40, deadline=None)
+def test_packing_agrees_and_goes_back(seed: int, n: int, n_bits: int, dtype: Any) -> None:
+    values = np.random.default_rng(seed).standard_normal((n, n_bits)).round(1).astype(np.float32)
+    values = values > 0 if dtype is bool else values
+    codes = kernels.pack_bits(values)
+    assert codes.dtype == np.uint64
+    np.testing.assert_array_equal(codes, reference.pack_bits(values))
+    bits = kernels.unpack_bits(codes, n_bits)
+    np.testing.assert_array_equal(bits, reference.unpack_bits(codes, n_bits))
+    np.testing.assert_array_equal(bits, (values > 0).astype(np.uint8))
+
+
+def test_packing_takes_views_and_refuses_other_types() -> None:
+    wide = np.random.default_rng(0).standard_normal((70, 200)).astype(np.float32)
+    view = wide[3::2, 5:170:2]
+    np.testing.assert_array_equal(kernels.pack_bits(view), kernels.pack_bits(view.copy()))
+    assert kernels.pack_bits(np.array([[np.nan, 0.0, -0.0, 1e-45]], np.float32)).tolist() == [[8]]
+    with pytest.raises(TypeError, match="float64"):
+        kernels.pack_bits(wide.astype(np.float64))
+    with pytest.raises(ValueError, match="1 dimensions"):
+        kernels.pack_bits(wide[0])
+    with pytest.raises(TypeError, match="codes has dtype int64"):
+        kernels.unpack_bits(np.zeros((3, 1), np.int64), 5)
+    with pytest.raises(ValueError, match="n_bits is 65"):
+        kernels.unpack_bits(np.zeros((3, 1), np.uint64), 65)
+
+
+@pytest.mark.parametrize("n_bits", [0, 1, 63, 64, 65, 127, 128])
+def test_prefix_mask(n_bits: int) -> None:
+    np.testing.assert_array_equal(kernels.prefix_mask(n_bits, 2), reference.prefix_mask(n_bits, 2))
+
+
+def test_prefix_mask_refuses_more_bits_than_there_are() -> None:
+    with pytest.raises(ValueError, match="expected 0 to 64"):
+        kernels.prefix_mask(65, 1)
+
+
+def table(max_rows: int, n_words: int, n_dims: int) -> Any:
+    return kernels.new_bucket_arrays(max_rows, n_words, n_dims)
+
+
+def assert_same_rows(a: Any, b: Any) -> None:
+    assert a.used[0] == b.used[0]
+    for name in ("keys", "counts", "sums"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.sampled_from(SIZES),
+    n_words=st.integers(1, 3),
+    n_dims=st.sampled_from([0, 1, 9]),
+    n_bits=st.sampled_from([0, 3, 5, 64]),
+    max_rows=st.sampled_from([1, 7, 300]),
+    start=st.sampled_from([0, 1]),
+)
+@settings(max_examples=80, deadline=None)
+def test_counting_agrees_with_the_reference(
+    seed: int, n: int, n_words: int, n_dims: int, n_bits: int, max_rows: int, start: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    codes = random_codes(rng, n, n_words)
+    start = min(start, n)
+    embedding = (rng.standard_normal((n, n_dims)) * 10.0 ** rng.integers(-8, 8, (n, n_dims))).astype(np.float32)
+    mask = kernels.prefix_mask(n_bits, n_words)
+    a, b = table(max_rows, n_words, n_dims), table(max_rows, n_words, n_dims)
+    stopped = kernels.count_buckets(a, codes, embedding if n_dims else None, mask, start)
+    assert stopped == reference.count_buckets(b, codes, embedding, mask, start)
+    assert_same_rows(a, b)
+    assert a.counts.sum() == stopped - start
+    rows = kernels.lookup_buckets(a, codes, mask)
+    assert rows.dtype == np.int32
+    np.testing.assert_array_equal(rows, reference.lookup_buckets(b, codes, mask))
+
+
+def test_a_full_table_stops_and_goes_on_with_a_shorter_prefix() -> None:
+    codes = np.arange(100, dtype=np.uint64)[:, None]
+    arrays, mask = table(8, 1, 0), kernels.prefix_mask(64, 1)
+    assert kernels.count_buckets(arrays, codes, None, mask) == 8
+    assert kernels.count_buckets(arrays, codes[:8], None, mask) == 8  # known buckets still count
+    shorter = table(8, 1, 0)
+    mask = kernels.prefix_mask(3, 1)
+    assert kernels.merge_buckets(shorter, arrays.keys, arrays.counts, arrays.sums, mask) == 8
+    assert kernels.count_buckets(shorter, codes, None, mask, 8) == 100
+    assert shorter.counts.sum() == 108
+
+
+@given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), n_dims=st.sampled_from([0, 3]))
+@settings(max_examples=30, deadline=None)
+def test_merging_in_any_order_gives_the_same_integers(seed: int, parts: int, n_dims: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = random_codes(rng, 300, 2, spread=4)
+    embedding = rng.standard_normal((300, n_dims)).astype(np.float32)
+    long, short = kernels.prefix_mask(66, 2), kernels.prefix_mask(3, 2)
+    whole = table(64, 2, n_dims)
+    assert kernels.count_buckets(whole, codes, embedding, short) == 300
+    tables = []
+    for rows in np.array_split(rng.permutation(300), parts):
+        tables.append(table(64, 2, n_dims))
+        assert kernels.count_buckets(tables[-1], codes[rows], embedding[rows], long) == len(rows)
+    merged, by_reference = table(64, 2, n_dims), table(64, 2, n_dims)
+    for i in rng.permutation(parts):
+        used = tables[i].used[0]
+        rows_of = (tables[i].keys[:used], tables[i].counts[:used], tables[i].sums[:used])
+        assert kernels.merge_buckets(merged, *rows_of, short) == used
+        assert reference.merge_buckets(by_reference, *rows_of, short) == used
+    assert_same_rows(merged, by_reference)
+
+    def sorted_rows(arrays: Any) -> Any:
+        used = arrays.used[0]
+        order = np.lexsort(arrays.keys[:used].T)
+        return [part[:used][order].tolist() for part in (arrays.keys, arrays.counts, arrays.sums)]
+
+    assert sorted_rows(merged) == sorted_rows(whole)
+
+
+def test_fixed_point_rounds_half_to_even_and_saturates() -> None:
+    unit = 1.0 / kernels.FIXED_POINT_SCALE
+    values = np.array([[0.5 * unit, 1.5 * unit, -0.5 * unit, -2.5 * unit, 3e30, -np.inf, np.nan]], np.float32)
+    arrays = table(1, 1, 7)
+    kernels.count_buckets(arrays, np.zeros((1, 1), np.uint64), values, kernels.prefix_mask(0, 1))
+    assert arrays.sums[0].tolist() == [0, 2, 0, -2, 2**40, -(2**40), 0]
+
+
+def test_many_colliding_buckets_are_kept_apart() -> None:
+    codes = (np.arange(5000, dtype=np.uint64) << np.uint64(40))[:, None]
+    arrays, mask = table(5000, 1, 0), kernels.prefix_mask(64, 1)
+    assert kernels.count_buckets(arrays, np.concatenate([codes, codes[::-1]]), None, mask) == 10000
+    assert arrays.used[0] == 5000
+    assert (arrays.counts == 2).all()
+
+
+def test_buckets_take_views_and_refuse_what_does_not_fit() -> None:
+    rng = np.random.default_rng(1)
+    wide = random_codes(rng, 60, 6, spread=3)
+    embedding = rng.standard_normal((60, 8)).astype(np.float32)
+    mask = kernels.prefix_mask(128, 2)
+    a, b = table(64, 2, 4), table(64, 2, 4)
+    codes, values = wide[5::2, 1:5:3], embedding[5::2, ::2]
+    codes.flags.writeable = values.flags.writeable = False
+    kernels.count_buckets(a, codes, values, mask)
+    kernels.count_buckets(b, codes.copy(), values.copy(), mask)
+    assert_same_rows(a, b)
+    with pytest.raises(ValueError, match="embedding is None"):
+        kernels.count_buckets(a, codes, None, mask)
+    with pytest.raises(ValueError, match="embedding has shape"):
+        kernels.count_buckets(a, codes, values[:, :3], mask)
+    with pytest.raises(ValueError, match="3 words a row, expected 2"):
+        kernels.count_buckets(a, wide[:, :3], None, mask)
+    with pytest.raises(TypeError, match="codes has dtype int64"):
+        kernels.count_buckets(a, codes.astype(np.int64), values, mask)
+    with pytest.raises(TypeError, match="mask has dtype"):
+        kernels.lookup_buckets(a, codes, mask.astype(np.int64))
+    with pytest.raises(ValueError, match="mask has shape"):
+        kernels.lookup_buckets(a, codes, mask[:1])
+    with pytest.raises(TypeError, match="counts has dtype float64"):
+        kernels.merge_buckets(a, b.keys, b.counts.astype(float), b.sums, mask)
+    with pytest.raises(ValueError, match="start is 99"):
+        kernels.count_buckets(a, codes, values, mask, 99)
+    with pytest.raises(ValueError, match="max_rows is 0"):
+        kernels.new_bucket_arrays(0, 1, 0)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_queries=st.sampled_from([0, 1, 5, 33, 64, 70]),
+    n=st.sampled_from(SIZES),
+    n_words=st.integers(1, 5),
+    spread=st.sampled_from([2, 64]),
+    k=st.sampled_from([1, 3, 64, 150, 1000]),
+    n_threads=st.sampled_from([1, 3]),
+)
+@settings(max_examples=80, deadline=None)
+def test_topk_agrees_with_the_reference(
+    seed: int, n_queries: int, n: int, n_words: int, spread: int, k: int, n_threads: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    queries, codes = random_codes(rng, n_queries, n_words, spread), random_codes(rng, n, n_words, spread)
+    distances, rows = kernels.hamming_topk(queries, codes, k, n_threads=n_threads)
+    expected_distances, expected_rows = reference.hamming_topk(queries, codes, k)
+    assert distances.dtype == np.int32
+    assert rows.dtype == np.int64
+    np.testing.assert_array_equal(distances, expected_distances)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(
+        kernels.hamming_distances(queries, codes), reference.hamming_distances(queries, codes)
+    )
+
+
+@pytest.mark.parametrize("n_words", [1, 2, 3, 4])
+@pytest.mark.parametrize("k", [10, 300])
+@pytest.mark.parametrize("n_queries", [3, 40])
+def test_topk_over_many_blocks(n_words: int, k: int, n_queries: int) -> None:
+    rng = np.random.default_rng(n_words)
+    codes = random_codes(rng, 20_123, n_words, spread=20)
+    queries = codes[rng.integers(0, len(codes), n_queries)] ^ np.uint64(1)
+    distances, rows = kernels.hamming_topk(queries, codes, k)
+    expected_distances, expected_rows = reference.hamming_topk(queries, codes, k)
+    np.testing.assert_array_equal(distances, expected_distances)
+    np.testing.assert_array_equal(rows, expected_rows)
+
+
+def test_hamming_takes_views_and_refuses_what_does_not_fit() -> None:
+    wide = random_codes(np.random.default_rng(3), 90, 6)
+    codes = wide[4::3, ::2]
+    codes.flags.writeable = False
+    got = kernels.hamming_topk(codes[::2], codes, 4)
+    expected = kernels.hamming_topk(codes[::2].copy(), codes.copy(), 4)
+    np.testing.assert_array_equal(got[0], expected[0])
+    np.testing.assert_array_equal(got[1], expected[1])
+    with pytest.raises(ValueError, match="k is 0"):
+        kernels.hamming_topk(codes, codes, 0)
+    with pytest.raises(ValueError, match="2 words a row, expected 3"):
+        kernels.hamming_topk(codes, wide[:, :2], 1)
+    with pytest.raises(TypeError, match="queries has dtype int64"):
+        kernels.hamming_topk(codes.astype(np.int64), codes, 1)
+    with pytest.raises(ValueError, match="shape"):
+        kernels.hamming_topk(codes[0], codes, 1)
+
+
+_SLICED = {ternary: make_any_below(ternary=ternary) for ternary in {False, has_ternary_logic()}}
+
+
+@pytest.mark.parametrize("ternary", _SLICED)
+@pytest.mark.parametrize("n_words", [1, 2, 3])
+def test_sums_in_bit_planes_with_and_without_ternary_logic(ternary: bool, n_words: int) -> None:
+    any_below = _SLICED[ternary]
+
+    @numba.njit
+    def ask(words, planes, choice, threshold):  # type: ignore[no-untyped-def]
+        return any_below(words, planes, choice, threshold)
+
+    rng = np.random.default_rng(n_words)
+    n_bits = 64 * n_words
+    bits = rng.integers(0, 2, (512, n_bits)) < rng.random((512, 1)) * 3
+    query = rng.integers(0, 2, n_bits)
+    codes, planes = kernels.pack_bits(bits), np.empty((2 * n_bits, 8), np.uint64)
+    _slice_block(codes, 0, planes)
+    choice = (2 * np.arange(n_bits) + query).astype(np.int32)
+    smallest = int((bits != query).sum(axis=1).min())
+    for limit in (0, 1, smallest, smallest + 1, smallest + 2, n_bits, n_bits + 1):
+        levels = [-(limit >> level & 1) % 2**64 for level in range(counter_bits(n_bits))]
+        assert ask((0,) * n_words, planes, choice, np.array(levels, np.uint64)) == (smallest < limit)

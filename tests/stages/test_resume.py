@@ -1,0 +1,326 @@
+"""Partitions, kills and budgets: nothing half-written, nothing lost, the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import Result
+
+from hashstream.errors import InputError, PartialRunError, SettingsError
+from hashstream.hashing import Hasher
+from hashstream.runtime.budget import parse_bytes
+from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
+from hashstream.stages.encode import encode, finalize
+from hashstream.stages.encode_plan import EncodeSettings, Partition
+from tests.processes import interruptible
+from tests.stages.test_encode import content
+
+CELLS = 5 * CODE_CHUNK_ROWS // 2
+SMALL = EncodeSettings(partition_rows=CODE_CHUNK_ROWS, threads=1, max_buckets=3000)
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three partitions of thin cells."""
+    import pandas as pd
+
+    from hashstream.atlas.chunk import CsrChunk
+    from hashstream.atlas.write import AtlasWriter
+
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("atlas") / "atlas.zarr"
+    n_genes, per_cell = 120, 8
+    with AtlasWriter(path, n_genes=n_genes, data_dtype="uint8") as writer:
+        for start in range(0, CELLS, 1 << 14):
+            n = min(1 << 14, CELLS - start)
+            genes = np.sort(rng.random((n, n_genes)).argsort(axis=1)[:, :per_cell], axis=1)
+            counts = rng.integers(1, 9, genes.shape)
+            indptr = np.arange(n + 1, dtype=np.int64) * per_cell
+            writer.append(CsrChunk(start, indptr, genes.ravel(), counts.ravel().astype(np.uint8), n_genes))
+        writer.finish(obs={"batch": np.arange(CELLS) % 3}, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = encode(atlas, tmp_path_factory.mktemp("whole") / "run", settings=SMALL)
+    assert run is not None
+    return run
+
+
+def test_partition_size_does_not_matter(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    settings = EncodeSettings(partition_rows=2 * CODE_CHUNK_ROWS, threads=2, max_buckets=3000, chunk_rows=9999)
+    other = encode(atlas, tmp_path / "run", settings=settings)
+    assert other is not None
+    assert np.array_equal(other.codes(), whole.codes())
+    a, b = content(other.path), content(whole.path)
+    for name in ("buckets.parquet", "cells.parquet", "hasher/hasher.safetensors"):
+        assert a[name] == b[name]
+
+
+def test_jobs_of_an_array_make_the_same_run(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    with pytest.raises(SettingsError, match="--partition needs --hasher"):
+        encode(atlas, target, settings=SMALL, partition=Partition(0, 2))
+    shares = [Partition(1, 2), Partition(0, 2)]
+    assert encode(atlas, target, hasher=whole.path / "hasher", settings=SMALL, partition=shares[0]) is None
+    with pytest.raises(PartialRunError, match=r"2 of 3 partitions are missing \(0, 2\)") as caught:
+        finalize(target)
+    assert caught.value.exit_code == 3
+    assert not target.exists()
+    encode(atlas, target, hasher=whole.path / "hasher", settings=SMALL, partition=shares[1])
+    assert content(finalize(target).path) == content(whole.path)
+    assert not (tmp_path / "run.partial").exists()
+    with pytest.raises(InputError, match="--partition"):
+        finalize(tmp_path / "nothing")
+
+
+def test_more_jobs_than_partitions(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    for index in range(5):
+        encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL, partition=Partition(index, 5))
+    assert content(finalize(tmp_path / "run").path) == content(whole.path)
+
+
+def test_partition_is_parsed() -> None:
+    assert Partition.parse("3/8") == Partition(3, 8)
+    for text in ("8/8", "-1/4", "a/b", "3", "0/0"):
+        with pytest.raises(SettingsError):
+            Partition.parse(text)
+
+
+def start_encode(atlas: Path, target: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "hashstream.cli", "--quiet", "encode", str(atlas), "-o", str(target)]
+    command += ["--partition-rows", str(CODE_CHUNK_ROWS), "--threads", "1", "--max-buckets", "3000"]
+    return subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=interruptible)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None and not condition():
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["plan.json", "parts/000000.npz", "parts/000001.npz", "buckets.parquet"])
+def test_a_killed_run_resumes_to_the_same_bytes(atlas: Path, whole: Run, tmp_path: Path, moment: str) -> None:
+    partial = tmp_path / "run.partial"
+    process = start_encode(atlas, tmp_path / "run")
+    wait_for(lambda: (partial / moment).exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if not (tmp_path / "run").exists():
+        done = {p.name: p.stat().st_mtime_ns for p in (partial / "parts").glob("*.npz")}
+        hasher = (partial / "hasher" / "hasher.json").stat().st_mtime_ns
+        process = start_encode(atlas, tmp_path / "run", "--resume")
+        wait_for(lambda: (partial / "buckets.parquet").exists(), process)
+        if (partial / "parts").exists():
+            for name, time_ns in done.items():
+                assert (partial / "parts" / name).stat().st_mtime_ns == time_ns
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+        assert (tmp_path / "run" / "hasher" / "hasher.json").stat().st_mtime_ns == hasher
+    assert content(tmp_path / "run") == content(whole.path)
+
+
+@pytest.mark.slow
+def test_interrupt_exits_130_and_keeps_what_is_done(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    process = start_encode(atlas, tmp_path / "run")
+    wait_for(lambda: (tmp_path / "run.partial" / "parts" / "000000.npz").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in error
+    assert (tmp_path / "run.partial" / "parts" / "000000.npz").exists()
+    assert encode(atlas, tmp_path / "run", settings=SMALL, resume=True) is not None
+    assert content(tmp_path / "run") == content(whole.path)
+
+
+def interrupted(atlas: Path, target: Path, hasher: Path) -> None:
+    """A run of which one partition is done."""
+    encode(atlas, target, hasher=hasher, settings=SMALL, partition=Partition(0, 3))
+
+
+def test_resume_refuses_another_plan(atlas: Path, whole: Run, tmp_path: Path, small_h5ad: Path) -> None:
+    target, hasher = tmp_path / "run", whole.path / "hasher"
+    interrupted(atlas, target, hasher)
+    with pytest.raises(SettingsError, match="max_buckets: was 3000, is 65536"):
+        encode(atlas, target, hasher=hasher, settings=EncodeSettings(partition_rows=CODE_CHUNK_ROWS), resume=True)
+    with pytest.raises(SettingsError, match="input: was"):
+        encode(small_h5ad, target, hasher=Hasher.load(hasher), settings=SMALL_ANY, resume=True)
+    other = tmp_path / "other"
+    encode(atlas, tmp_path / "x", settings=SMALL, seed=5)
+    (tmp_path / "x" / "hasher").rename(other)
+    with pytest.raises(SettingsError, match="hasher: was"):
+        encode(atlas, target, hasher=other, settings=SMALL, resume=True)
+    # What had been done is still there, and the right command goes on.
+    assert (tmp_path / "run.partial" / "parts" / "000000.npz").exists()
+    run = encode(atlas, target, hasher=hasher, settings=SMALL, resume=True)
+    assert run is not None
+    assert content(run.path) == content(whole.path)
+
+
+def test_resume_refuses_an_input_changed_anywhere(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    copy, target = tmp_path / "copy.zarr", tmp_path / "run"
+    shutil.copytree(atlas, copy)
+    interrupted(copy, target, whole.path / "hasher")
+    data = zarr.open_array(copy / "X" / "data", mode="r+")
+    # Cell 70,001 lies between the rows that the fingerprint looks at.
+    at = 70_001 * 8
+    data[at : at + 1] = data[at : at + 1] + 1
+    with pytest.raises(SettingsError, match="input_files: was"):
+        encode(copy, target, hasher=whole.path / "hasher", settings=SMALL, resume=True)
+
+
+SMALL_ANY = EncodeSettings(partition_rows=CODE_CHUNK_ROWS, threads=1, max_buckets=3000, min_overlap=0.0)
+
+
+def test_without_resume_a_run_starts_over(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    interrupted(atlas, tmp_path / "run", whole.path / "hasher")
+    run = encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL)
+    assert run is not None
+    assert content(run.path) == content(whole.path)
+
+
+def test_what_a_run_killed_at_its_start_left_is_not_mixed_in(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    """A hasher without a plan: the earlier run was killed before it had written one."""
+    other = encode(atlas, tmp_path / "other", settings=SMALL, seed=5)
+    assert other is not None
+    for begun in ("again", "shared"):
+        left = tmp_path / f"{begun}.partial"
+        left.mkdir()
+        shutil.copytree(other.path / "hasher", left / "hasher")
+    run = encode(atlas, tmp_path / "again", hasher=whole.path / "hasher", settings=SMALL)
+    assert run is not None
+    assert content(run.path) == content(whole.path)
+    with pytest.raises(SettingsError, match="the beginning of another run"):
+        encode(atlas, tmp_path / "shared", hasher=whole.path / "hasher", settings=SMALL, partition=Partition(0, 2))
+    assert (tmp_path / "shared.partial" / "hasher").is_dir()
+
+
+def test_a_damaged_part_is_named(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    for index in range(3):
+        encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL, partition=Partition(index, 3))
+    part = tmp_path / "run.partial" / "parts" / "000001.npz"
+    part.write_bytes(part.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"000001.npz: the part is damaged.*--resume"):
+        finalize(tmp_path / "run")
+    part.unlink()
+    run = encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL, resume=True)
+    assert run is not None
+    assert content(run.path) == content(whole.path)
+
+
+def test_two_processes_on_one_run(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    from hashstream.stages.workdir import WorkDir
+
+    with WorkDir.of(tmp_path / "run").lock(), pytest.raises(SettingsError, match="another process"):
+        encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL)
+
+
+def test_dry_run_tells_and_writes_nothing(atlas: Path, tmp_path: Path, hashstream: Callable[..., Result]) -> None:
+    arguments = ("encode", atlas, "-o", tmp_path / "run", "--dry-run", "--partition-rows", CODE_CHUNK_ROWS)
+    result = hashstream("--json", *arguments)
+    plan = json.loads(result.stdout)
+    assert (plan["cells"], plan["partitions"], plan["stored_values"]) == (CELLS, 3, CELLS * 8)
+    assert 50 << 20 < plan["projected_peak_bytes"] <= plan["max_memory_bytes"] == 1 << 30
+    assert list(tmp_path.iterdir()) == []
+    assert "GiB" in hashstream(*arguments).stdout
+
+
+def test_a_budget_that_cannot_be_met_names_one_that_would_do(atlas: Path, tmp_path: Path) -> None:
+    def dry(max_memory: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hashstream.cli", "encode", str(atlas), "-o", str(tmp_path / "run")]
+        command += ["--dry-run", "--max-memory", max_memory]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    refused = dry("64MiB")
+    assert refused.returncode == 2
+    enough = refused.stderr.strip().rsplit("--max-memory ", 1)[1].split()[0]
+    assert parse_bytes(enough) > 200 << 20
+    assert dry(enough).returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "n"), [("1GiB", 2**30), ("500MB", 5 * 10**8), ("1.5 kib", 1536), (42, 42), ("2e3", 2000)]
+)
+def test_sizes(text: str | int, n: int) -> None:
+    assert parse_bytes(text) == n
+
+
+def test_sizes_that_are_none() -> None:
+    for text in ("much", "1 parsec", "-3GB", ""):
+        with pytest.raises(SettingsError, match="no amount of memory"):
+            parse_bytes(text)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Sizes (first called, then changed) of a disk of its own; gives its folder."""
+    if os.geteuid() != 0 or not Path("/proc/mounts").exists():
+        pytest.skip("mounting a tmpfs needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def resize(size: str) -> Path:
+        options = f"remount,size={size}" if os.path.ismount(disk) else f"size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no tmpfs here: {done.stderr.decode().strip()}")
+        return disk
+
+    yield resize
+    if os.path.ismount(disk):
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def expect_full(process: subprocess.Popen[bytes]) -> None:
+    _, error = process.communicate()
+    assert process.returncode == 3, error
+    assert b"no space left" in error
+    assert b"Traceback" not in error
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_partial_run(atlas: Path, whole: Run, small_disk: Callable[[str], Path]) -> None:
+    target = small_disk("1m") / "run"
+    expect_full(start_encode(atlas, target, "--hasher", str(whole.path / "hasher")))
+    assert not target.exists()
+    small_disk("100m")
+    process = start_encode(atlas, target, "--hasher", str(whole.path / "hasher"), "--resume")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert content(target) == content(whole.path)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_partial_ingest(atlas: Path, tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
+    def start(target: Path, *more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "hashstream.cli", "--quiet", "ingest", str(atlas), str(target), *more]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=interruptible)
+
+    start(tmp_path / "whole.zarr").communicate()
+    assert (tmp_path / "whole.zarr").is_dir()
+    target = small_disk("1m") / "atlas.zarr"
+    expect_full(start(target))
+    assert not target.exists()
+    small_disk("100m")
+    process = start(target, "--resume")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert files(target) == files(tmp_path / "whole.zarr")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
