@@ -22,9 +22,9 @@ from hashstream.atlas.ingest._source import Budget, Source, UnsortedRowsError, n
 from hashstream.atlas.ingest._tables import join_obs, join_var, match_genes, name_genes
 from hashstream.atlas.write import AtlasWriter
 from hashstream.errors import BudgetError, InputError, SettingsError
+from hashstream.runtime.budget import MIB, PROCESS_BYTES
 from hashstream.runtime.files import partial_path
 
-MIB = 2**20
 WRITER_BYTES = 64 * MIB
 LIBRARY_BYTES = 64 * MIB  # compiled kernels and buffers of the format libraries, once they run
 MIN_BLOCK_BYTES = 4 * MIB
@@ -65,7 +65,8 @@ def ingest(
     resume : bool
         Continue a killed ingest of the same sources with the same settings.
     max_memory_bytes : int
-        The process stays within this; what does not fit is spilled to disk, inside ``<target>.partial``.
+        The process stays within this; what does not fit is spilled to disk, inside ``<target>.partial``. In a process
+        that already holds more than a fresh one would, this is for what the call adds to it.
     transpose : bool, optional
         For text: whether rows are genes. By default it is told from the names.
     make_unique : bool
@@ -85,6 +86,7 @@ def ingest(
     SettingsError, TargetExistsError, BudgetError
         The settings contradict each other, the target exists, or the memory does not suffice.
     """
+    held_before = psutil.Process().memory_info().rss
     paths = [Path(sources)] if isinstance(sources, str | os.PathLike) else [Path(source) for source in sources]
     if not paths:
         raise SettingsError("no sources given; name at least one")
@@ -102,7 +104,7 @@ def ingest(
         names, maps = match_genes(inputs, genes)
         var, var_notes = join_var(inputs, names)
         obs, obs_notes = join_obs(inputs, batch_key)
-        budget = Budget(_block_bytes(max_memory_bytes), partial_path(Path(target)) / "spill")
+        budget = Budget(_block_bytes(max_memory_bytes, held_before), partial_path(Path(target)) / "spill")
         while True:
             with AtlasWriter(
                 target, n_genes=len(names), overwrite=overwrite, resume=resume, fingerprint=mark
@@ -191,9 +193,13 @@ def _clean(source: Source, chunk: CsrChunk, first: int, gene_map: NDArray[np.int
     return CsrChunk(first + chunk.start, indptr, indices[:nnz], counts[:nnz], n_genes)
 
 
-def _block_bytes(max_memory_bytes: int) -> int:
-    """Memory of a block, after what the process, the libraries and the tables have taken."""
-    taken = psutil.Process().memory_info().rss + WRITER_BYTES + LIBRARY_BYTES
+def _block_bytes(max_memory_bytes: int, held_before: int) -> int:
+    """Memory of a block, after what the process, the libraries and the tables have taken.
+
+    Of what the process held before the call, no more than a fresh process's share counts (see `PROCESS_BYTES`).
+    """
+    added = max(0, psutil.Process().memory_info().rss - held_before)
+    taken = min(held_before, PROCESS_BYTES) + added + WRITER_BYTES + LIBRARY_BYTES
     least = taken + BLOCKS_HELD * MIN_BLOCK_BYTES
     if max_memory_bytes < least:
         raise BudgetError(
