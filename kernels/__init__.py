@@ -8,10 +8,12 @@ from hashstream.kernels.buckets import (
     lookup_buckets,
     merge_buckets,
     new_bucket_arrays,
+    shorten_buckets,
 )
 from hashstream.kernels.encode import ACTIVATIONS, EncodedRows, EncoderWeights, encode_rows, prepare_weights
 from hashstream.kernels.hamming import hamming_distances, hamming_topk
 from hashstream.kernels.moments import GeneMoments, gene_moments
+from hashstream.kernels.neighbours import hamming_neighbours
 from hashstream.kernels.pack import pack_bits, prefix_mask, unpack_bits, words_for_bits
 from hashstream.kernels.rows import RowFlag, check_rows, log_normalise
 from hashstream.kernels.ward import ward_linkage
@@ -30,6 +32,7 @@ __all__ = [
     "encode_rows",
     "gene_moments",
     "hamming_distances",
+    "hamming_neighbours",
     "hamming_topk",
     "log_normalise",
     "lookup_buckets",
@@ -38,6 +41,7 @@ __all__ = [
     "pack_bits",
     "prefix_mask",
     "prepare_weights",
+    "shorten_buckets",
     "unpack_bits",
     "ward_linkage",
     "words_for_bits",

@@ -46,6 +46,30 @@ def bits_float64(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic
+def float32_bits(typingctx: Any, value: Any) -> Any:
+    """The bits of a float32 as int32."""
+    if value != types.float32:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def bits_float32(typingctx: Any, value: Any) -> Any:
+    """The float32 whose bits are an int32."""
+    if value != types.int32:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
 def popcount(typingctx: Any, value: Any) -> Any:
     """The number of set bits of a uint64."""
     if value != types.uint64:
@@ -67,6 +91,22 @@ def trailing_zeros(typingctx: Any, value: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def below_mask(typingctx: Any, values: Any, at: Any, limit: Any) -> Any:
+    """For 64 values ``values[at:]`` (flat, uint16) a uint64 whose bit i says whether value i is at most `limit`."""
+    if limit != types.uint16 or values.dtype != types.uint16:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(16), 64)
+        pointer = builder.gep(_data_pointer(context, builder, signature.args[0], args[0]), [args[1]])
+        loaded = builder.load(builder.bitcast(pointer, vector.as_pointer()))
+        loaded.align = 2
+        return builder.bitcast(builder.icmp_unsigned("<=", loaded, _splat(builder, args[2], vector)), ir.IntType(64))
+
+    return types.uint64(values, types.int64, types.uint16), codegen
 
 
 def _data_pointer(context: Any, builder: Any, array_type: Any, value: Any) -> Any:
@@ -156,6 +196,36 @@ def make_accumulate(width: int) -> Callable[..., Any]:
         return signature, codegen
 
     return accumulate
+
+
+_CACHE_LINE = 64
+
+
+@intrinsic
+def prefetch_row(typingctx: Any, rows: Any, row: Any, width: Any) -> Any:
+    """Asks the processor to bring ``rows[row * width:][:width]`` (flat) nearer, as it is about to be changed."""
+    signature = types.void(rows, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, word, flag = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(32)
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        )
+        item = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
+        first = builder.gep(
+            _data_pointer(context, builder, signature.args[0], args[0]), [builder.mul(args[1], args[2])]
+        )
+        first = builder.bitcast(first, byte)
+        n_bytes = builder.mul(args[2], ir.Constant(word, item))
+        with cgutils.for_range_slice(builder, ir.Constant(word, 0), n_bytes, ir.Constant(word, _CACHE_LINE)) as (
+            offset,
+            _,
+        ):
+            options = [ir.Constant(flag, value) for value in (1, 3, 1)]  # to write, keep, data
+            builder.call(prefetch, [builder.gep(first, [offset]), *options])
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 DISTANCE_QUERIES = 4

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import csr_arrays, share_rows
+from hashstream.kernels._exp import sigmoid, tanh
 from hashstream.kernels._intrinsics import make_accumulate
 from hashstream.kernels._jit import jit
 from hashstream.kernels.pack import pack_rows, words_for_bits
@@ -60,7 +61,7 @@ def _clear_rows(flags, first_bad, embedding, codes):  # type: ignore[no-untyped-
             codes[row] = 0
 
 
-_IN_PLACE = {"linear": None, "relu": _relu}
+_IN_PLACE = {"linear": None, "relu": _relu, "sigmoid": sigmoid, "tanh": tanh}
 ACTIVATIONS = tuple(_IN_PLACE)
 
 
@@ -242,8 +243,9 @@ def encode_rows(
 
     A count c of a row that sums to t becomes ``y = min(float32(log1p(c * (target_sum / t))), cap)``. The first layer
     starts at its bias and adds ``y * weight`` in ascending order of the hasher's genes, each product and each sum
-    rounded to float32; the other layers and the bit head do the same in ascending order of their inputs. So the codes
-    depend neither on the order of the columns of the file nor on blocks, threads or machine.
+    rounded to float32; the other layers and the bit head do the same in ascending order of their inputs. Activations
+    are sequences of IEEE operations too (see `_exp`). So the codes depend neither on the order of the columns of the
+    file nor on blocks, threads or machine.
 
     Parameters
     ----------

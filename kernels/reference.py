@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashstream.kernels import _exp
 from hashstream.kernels.buckets import FIXED_POINT_LIMIT, FIXED_POINT_SCALE, BucketArrays
 from hashstream.kernels.encode import EncodedRows, EncoderWeights
 from hashstream.kernels.moments import GeneMoments
@@ -88,10 +89,43 @@ def _affine(
     return acc
 
 
+def _exp_parts(a: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """``2**k`` and ``exp(r) - 1`` with ``exp(-a) = 2**k exp(r)``."""
+    shifted = _exp.ROUNDER - a * _exp.LOG2_E
+    k = shifted - _exp.ROUNDER
+    s = ((shifted.view(np.int32) << 23) + np.ones_like(a).view(np.int32)).view(np.float32)
+    r = (-a - k * _exp.LN2_HIGH) - k * _exp.LN2_LOW
+    q = np.full_like(r, _exp.SERIES[0])
+    for coefficient in _exp.SERIES[1:]:
+        q = q * r + coefficient
+    return s, q * (r * r) + r
+
+
+def sigmoid(x: Any) -> NDArray[np.float32]:
+    """1 / (1 + exp(-x)) of float32 x by the kernels' own sequence of operations."""
+    x = np.asarray(x, dtype=np.float32)
+    a = np.where(np.isnan(x), _exp.ZERO, np.abs(x))
+    s, p = _exp_parts(np.minimum(a, _exp.LARGEST))
+    e = np.where(a <= _exp.LARGEST, s * p + s, _exp.ZERO)
+    return np.asarray(np.where(x < 0, e, _exp.ONE) / (_exp.ONE + e), dtype=np.float32)
+
+
+def tanh(x: Any) -> NDArray[np.float32]:
+    """tanh(x) of float32 x by the kernels' own sequence of operations."""
+    x = np.asarray(x, dtype=np.float32)
+    a = np.where(np.isnan(x), _exp.ZERO, np.abs(x))
+    s, p = _exp_parts(np.minimum(a, _exp.LARGEST / 2) * 2)
+    u = s * p + (s - _exp.ONE)
+    t = (_exp.ZERO - u) / (_exp.TWO + u)
+    return np.where(x < 0, -t, t)
+
+
 def _activate(values: NDArray[np.float32], activation: str) -> NDArray[np.float32]:
     if activation == "relu":
         return np.where(values > 0, values, np.float32(0))
-    return values
+    if activation == "sigmoid":
+        return sigmoid(values)
+    return tanh(values) if activation == "tanh" else values
 
 
 def encode_rows(
@@ -152,7 +186,15 @@ def fixed_point(embedding: Any) -> NDArray[np.int64]:
     return np.rint(np.clip(values, -FIXED_POINT_LIMIT, FIXED_POINT_LIMIT) * FIXED_POINT_SCALE).astype(np.int64)
 
 
-def _add(arrays: BucketArrays, key: NDArray[np.uint64], count: int, total: NDArray[np.int64]) -> bool:
+def half_of(row: int) -> int:
+    """The half, 0 or 1, of the cell in a row of the atlas."""
+    h = row
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        h = ((h ^ (h >> 33)) * factor) % 2**64
+    return (h ^ (h >> 33)) & 1
+
+
+def _add(arrays: BucketArrays, key: NDArray[np.uint64], count: int, half_count: int, total: NDArray[np.int64]) -> bool:
     """Adds to the row of a key, looked for in the keys alone: `slots` is the kernel's own business."""
     used = int(arrays.used[0])
     found = np.flatnonzero((arrays.keys[:used] == key).all(axis=1))
@@ -161,18 +203,24 @@ def _add(arrays: BucketArrays, key: NDArray[np.uint64], count: int, total: NDArr
         return False
     arrays.keys[row] = key
     arrays.counts[row] += count
+    arrays.half_counts[row : row + 1] += half_count
     arrays.sums[row] += total
     arrays.used[0] = max(used, row + 1)
     return True
 
 
-def count_buckets(arrays: BucketArrays, codes: Any, embedding: Any, mask: Any, start: int = 0) -> int:
+def count_buckets(
+    arrays: BucketArrays, codes: Any, embedding: Any, mask: Any, start: int = 0, *, first_row: int | None = None
+) -> int:
     """Counts rows of codes into the table until one finds it full; `slots` stays as it is."""
     if embedding is None:
         embedding = np.zeros((len(codes), 0), np.float32)
     totals = fixed_point(embedding)
     for row in range(start, len(codes)):
-        if not _add(arrays, codes[row] & mask, 1, totals[row]):
+        half = 0 if first_row is None else half_of(first_row + row)
+        total = np.zeros(arrays.sums.shape[1:], np.int64)
+        total[half] = totals[row]
+        if not _add(arrays, codes[row] & mask, 1, 1 - half, total):
             return row
     return len(codes)
 
@@ -183,12 +231,24 @@ def lookup_buckets(arrays: BucketArrays, codes: Any, mask: Any) -> NDArray[np.in
     return np.array([rows.get((code & mask).tobytes(), -1) for code in codes], dtype=np.int32)
 
 
-def merge_buckets(arrays: BucketArrays, keys: Any, counts: Any, sums: Any, mask: Any, start: int = 0) -> int:
+def merge_buckets(
+    arrays: BucketArrays, keys: Any, counts: Any, half_counts: Any, sums: Any, mask: Any, start: int = 0
+) -> int:
     """Adds another table's rows until one finds this table full."""
     for row in range(start, len(keys)):
-        if not _add(arrays, keys[row] & mask, int(counts[row]), sums[row]):
+        half_count = int(half_counts[row]) if len(half_counts) else 0
+        if not _add(arrays, keys[row] & mask, int(counts[row]), half_count, sums[row]):
             return row
     return len(keys)
+
+
+def shorten_buckets(arrays: BucketArrays, mask: Any) -> None:
+    """Takes all rows out and adds them again by their masked keys."""
+    used = int(arrays.used[0])
+    keys, counts, half_counts, sums = (part[:used].copy() for part in arrays[1:5])
+    for part in arrays[1:]:
+        part[:] = 0
+    merge_buckets(arrays, keys, counts, half_counts, sums, mask)
 
 
 def hamming_distances(queries: Any, codes: Any) -> NDArray[np.uint16]:
@@ -203,6 +263,29 @@ def hamming_topk(
     distances = hamming_distances(queries, codes)
     rows = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(distances, rows, axis=1).astype(np.int32), rows.astype(np.int64)
+
+
+def hamming_neighbours(
+    codes: Any, points: Any, k: int, *, n_threads: int = 1, start: int = 0, stop: int | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """All other rows, sorted by Hamming distance, squared distance of points and row."""
+    n, n_dims = points.shape
+    rows = range(start, n if stop is None else stop)
+    k = max(0, min(k, n - 1))
+    found = np.empty((len(rows), k), np.int32), np.empty((len(rows), k), np.int32)
+    wide = np.zeros((n, -(-n_dims // 4) * 4))
+    wide[:, :n_dims] = np.asarray(points, dtype=np.float32)
+    for i, row in enumerate(rows):
+        difference = wide - wide[row]
+        s = np.zeros((n, 4))
+        for at in range(0, wide.shape[1], 4):
+            s = s + difference[:, at : at + 4] * difference[:, at : at + 4]
+        squared = (s[:, 0] + s[:, 1]) + (s[:, 2] + s[:, 3])
+        distances = hamming_distances(codes[row : row + 1], codes)[0]
+        order = np.lexsort((np.arange(n), squared, distances))
+        found[0][i] = order[order != row][:k]
+        found[1][i] = distances[found[0][i]]
+    return found
 
 
 def gene_moments(indptr: Any, indices: Any, data: Any, n_genes: int, *, target_sum: float) -> GeneMoments:

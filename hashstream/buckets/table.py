@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.buckets.tokens import Tokens
+from hashstream.buckets.tokens import Tokens, token_order
 from hashstream.errors import SettingsError
 from hashstream.kernels import (
     BucketArrays,
@@ -19,6 +19,7 @@ from hashstream.kernels import (
     merge_buckets,
     new_bucket_arrays,
     prefix_mask,
+    shorten_buckets,
 )
 
 DEFAULT_MAX_BUCKETS = 1 << 16
@@ -28,7 +29,7 @@ _HEADROOM = 1.25
 
 
 class BucketTable:
-    """A streaming table of buckets: count and exact fixed-point sum of the embedding of each.
+    """A streaming table of buckets: count and exact fixed-point sum of the embedding of each, in one part or two.
 
     Parameters
     ----------
@@ -40,10 +41,21 @@ class BucketTable:
         Most buckets that the table may hold.
     bucket_bits : int, optional
         Prefix to start with.
+    with_halves : bool
+        Count and sum two halves of the cells apart (see `Tokens`).
+    with_batches : bool
+        Count each pair of a bucket and a batch apart. The key then has one more word, the number of the batch.
     """
 
     def __init__(
-        self, n_bits: int, n_dims: int, *, max_buckets: int = DEFAULT_MAX_BUCKETS, bucket_bits: int | None = None
+        self,
+        n_bits: int,
+        n_dims: int,
+        *,
+        max_buckets: int = DEFAULT_MAX_BUCKETS,
+        bucket_bits: int | None = None,
+        with_halves: bool = False,
+        with_batches: bool = False,
     ) -> None:
         if max_buckets < 1:
             raise SettingsError(f"max_buckets is {max_buckets}; expected at least 1.")
@@ -52,6 +64,7 @@ class BucketTable:
             raise SettingsError(f"bucket_bits is {start}; expected 1 to {n_bits}, the length of the code.")
         self.n_bits, self.n_dims, self.max_buckets = n_bits, n_dims, max_buckets
         self.bucket_bits = start
+        self.with_halves, self.with_batches = with_halves, with_batches
         self._arrays = self._empty()
 
     @property
@@ -60,11 +73,12 @@ class BucketTable:
 
     @property
     def n_buckets(self) -> int:
-        """Buckets now; up to a quarter more than `max_buckets` until `fit` is called."""
+        """Buckets (or pairs of bucket and batch) now; up to a quarter more than `max_buckets` until `fit` is called."""
         return int(self._arrays.used[0])
 
     @property
     def keys(self) -> NDArray[np.uint64]:
+        """(n_buckets, n_words) uint64; one word more with batches."""
         return self._arrays.keys[: self.n_buckets]
 
     @property
@@ -72,36 +86,76 @@ class BucketTable:
         return self._arrays.counts[: self.n_buckets]
 
     @property
+    def half_counts(self) -> NDArray[np.int64]:
+        """Cells of half 0; no rows without halves."""
+        return self._arrays.half_counts[: self.n_buckets]
+
+    @property
     def sums(self) -> NDArray[np.int64]:
+        """(n_buckets, n_halves, n_dims) int64, in units of 2**-20."""
         return self._arrays.sums[: self.n_buckets]
 
-    def add(self, codes: NDArray[np.uint64], embedding: NDArray[np.float32]) -> None:
-        """Count cells: codes (n_cells, n_words) and their embedding (n_cells, n_dims)."""
-        done = 0
-        while (done := count_buckets(self._arrays, codes, embedding, self._mask(), start=done)) < len(codes):
-            self._make_room(codes[done : done + 1])
+    def add(
+        self,
+        codes: NDArray[np.uint64],
+        embedding: NDArray[np.float32],
+        *,
+        first_row: int | None = None,
+        batches: NDArray[np.integer] | None = None,
+    ) -> None:
+        """Count cells.
+
+        Parameters
+        ----------
+        codes : (n_cells, n_words) uint64
+        embedding : (n_cells, n_dims) float32
+        first_row : int, optional
+            Row of the first cell in the whole atlas, for a table with halves.
+        batches : (n_cells,) integer, optional
+            Number of each cell's batch, from 0, for a table with batches.
+
+        Raises
+        ------
+        SettingsError
+            There are more batches than the table may hold buckets.
+        ValueError
+            `first_row` or `batches` is missing or not wanted.
+        """
+        if (batches is not None) != self.with_batches:
+            raise ValueError("batches are given to a table without them, or not given to one with them")
+        if (first_row is not None) != self.with_halves:
+            raise ValueError("first_row is given to a table without halves, or not given to one with them")
+        keys = codes if batches is None else pair_keys(codes, batches)
+        done, mask = 0, self._mask()
+        while (done := count_buckets(self._arrays, keys, embedding, mask, start=done, first_row=first_row)) < len(keys):
+            self._make_room(keys[done : done + 1])
+            mask = self._mask()
 
     def merge(self, other: BucketTable) -> None:
         """Add another table of the same kind, whatever its prefix."""
-        if (other.n_bits, other.n_dims, other.max_buckets) != (self.n_bits, self.n_dims, self.max_buckets):
+        if other._kind() != self._kind():
             raise ValueError("tables of different codes, embeddings or sizes cannot be merged")
         self.shorten(other.bucket_bits)
-        self.merge_rows(other.keys, other.counts, other.sums)
+        self.merge_rows(other.keys, other.counts, other.half_counts, other.sums)
 
-    def merge_rows(self, keys: NDArray[np.uint64], counts: NDArray[np.int64], sums: NDArray[np.int64]) -> None:
-        """Add buckets given as arrays; their prefix must be at least this table's."""
-        done = 0
-        while (done := merge_buckets(self._arrays, keys, counts, sums, self._mask(), start=done)) < len(keys):
+    def merge_rows(
+        self,
+        keys: NDArray[np.uint64],
+        counts: NDArray[np.int64],
+        half_counts: NDArray[np.int64],
+        sums: NDArray[np.int64],
+    ) -> None:
+        """Add buckets given as the arrays of another table; their prefix must be at least this table's."""
+        done, rows = 0, (keys, counts, half_counts, sums)
+        while (done := merge_buckets(self._arrays, *rows, self._mask(), start=done)) < len(keys):
             self._make_room(keys[done : done + 1])
 
     def shorten(self, bucket_bits: int) -> None:
         """Merge buckets down to a prefix of `bucket_bits`; nothing happens if it is that short already."""
         if bucket_bits >= self.bucket_bits:
             return
-        old, used = self._arrays, self.n_buckets
-        self._arrays = self._empty()
         self.bucket_bits = bucket_bits
-        merge_buckets(self._arrays, old.keys[:used], old.counts[:used], old.sums[:used], self._mask())
+        shorten_buckets(self._arrays, self._mask())
 
     def fit(self) -> None:
         """Shorten the prefix to the longest at which the buckets are at most `max_buckets`."""
@@ -109,23 +163,39 @@ class BucketTable:
             self.shorten(self._longest_fit(self.keys))
 
     def tokens(self) -> tuple[Tokens, NDArray[np.int64]]:
-        """The buckets as tokens, fitted, and their exact sums (n_tokens, n_dims) in units of 2**-20.
+        """The buckets as tokens, fitted, and their exact sums (n_tokens, n_halves, n_dims) in units of 2**-20.
 
-        They are sorted by code, so that the result does not depend on the order of counting.
+        They are sorted by code (and batch), so that the result does not depend on the order of counting.
         """
         self.fit()
-        order = np.lexsort(self.keys.T)
+        codes = self.keys[:, : self.n_words]
+        batches = self.keys[:, -1].astype(np.int32) if self.with_batches else None
+        order = token_order(codes, batches)
         sums = self.sums[order]
         tokens = Tokens.from_sums(
-            codes=self.keys[order], counts=self.counts[order], sums=sums, bucket_bits=self.bucket_bits
+            codes=codes[order],
+            counts=self.counts[order],
+            sums=sums,
+            bucket_bits=self.bucket_bits,
+            half_counts=self.half_counts[order] if self.with_halves else None,
+            batches=None if batches is None else batches[order],
         )
         return tokens, sums
 
-    def _mask(self) -> NDArray[np.uint64]:
-        return prefix_mask(self.bucket_bits, self.n_words)
+    def _kind(self) -> tuple[int, int, int, bool, bool]:
+        return self.n_bits, self.n_dims, self.max_buckets, self.with_halves, self.with_batches
+
+    def _mask(self, bucket_bits: int | None = None) -> NDArray[np.uint64]:
+        mask = prefix_mask(self.bucket_bits if bucket_bits is None else bucket_bits, self.n_words)
+        return np.append(mask, ~np.uint64(0)) if self.with_batches else mask
 
     def _empty(self) -> BucketArrays:
-        return new_bucket_arrays(int(self.max_buckets * _HEADROOM) + 1, self.n_words, self.n_dims)
+        return new_bucket_arrays(
+            int(self.max_buckets * _HEADROOM) + 1,
+            self.n_words + self.with_batches,
+            self.n_dims,
+            with_halves=self.with_halves,
+        )
 
     def _make_room(self, key: NDArray[np.uint64]) -> None:
         """Shorten the prefix to the longest at which the buckets and one more `key` (1, n_words) fit."""
@@ -134,6 +204,11 @@ class BucketTable:
     def _longest_fit(self, keys: NDArray[np.uint64]) -> int:
         # The number of distinct prefixes rises with their length, so the length is found by bisection.
         fits, too_long = 0, self.bucket_bits
+        if self.with_batches and (n_batches := self._n_distinct(keys, 0)) > self.max_buckets:
+            raise SettingsError(
+                f"{n_batches} batches or more, but max_buckets is {self.max_buckets}: one bucket a batch does not fit. "
+                "Give fewer batches, or raise --max-buckets when encoding."
+            )
         while too_long - fits > 1:
             middle = (fits + too_long) // 2
             if self._n_distinct(keys, middle) <= self.max_buckets:
@@ -143,21 +218,39 @@ class BucketTable:
         return fits
 
     def _n_distinct(self, keys: NDArray[np.uint64], bucket_bits: int) -> int:
-        arrays = new_bucket_arrays(len(keys), self.n_words, 0)
-        count_buckets(arrays, keys, None, prefix_mask(bucket_bits, self.n_words))
+        arrays = new_bucket_arrays(len(keys), keys.shape[1], 0)
+        count_buckets(arrays, keys, None, self._mask(bucket_bits))
         return int(arrays.used[0])
 
 
 class BucketIndex:
-    """Finds the bucket of each code, after counting: the row of its token."""
+    """Finds the bucket of each code (and batch), after counting: the row of its token."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._mask = prefix_mask(tokens.bucket_bits, tokens.codes.shape[1])
-        self._arrays = new_bucket_arrays(max(tokens.n_tokens, 1), tokens.codes.shape[1], 0)
-        empty = np.zeros((tokens.n_tokens, 0), dtype=np.int64)
+        self._with_batches = tokens.batches is not None
+        keys = tokens.codes
+        if tokens.batches is not None:
+            self._mask = np.append(self._mask, ~np.uint64(0))
+            keys = pair_keys(keys, tokens.batches)
+        self._arrays = new_bucket_arrays(max(tokens.n_tokens, 1), keys.shape[1], 0)
+        none, empty = np.zeros(0, dtype=np.int64), np.zeros((tokens.n_tokens, 1, 0), dtype=np.int64)
         # Rows are given in the order of insertion, so a table row is a token row.
-        merge_buckets(self._arrays, tokens.codes, tokens.counts, empty, self._mask)
+        merge_buckets(self._arrays, keys, tokens.counts, none, empty, self._mask)
 
-    def rows(self, codes: NDArray[np.uint64]) -> NDArray[np.int32]:
-        """(n_cells,) int32 row of the token of each code, -1 where no bucket holds it."""
-        return lookup_buckets(self._arrays, codes, self._mask)
+    def rows(self, codes: NDArray[np.uint64], batches: NDArray[np.integer] | None = None) -> NDArray[np.int32]:
+        """(n_cells,) int32 row of the token of each code and batch, -1 where no bucket holds it.
+
+        Raises
+        ------
+        ValueError
+            If `batches` is missing though the tokens have batches, or given though they have none.
+        """
+        if (batches is not None) != self._with_batches:
+            raise ValueError("batches are given for tokens without them, or not given for tokens with them")
+        return lookup_buckets(self._arrays, codes if batches is None else pair_keys(codes, batches), self._mask)
+
+
+def pair_keys(codes: NDArray[np.uint64], batches: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """Codes with the number of the batch as one more word: (n, n_words + 1) uint64."""
+    return np.column_stack([codes, batches.astype(np.uint64)])

@@ -140,13 +140,7 @@ class Run:
 
     def tokens(self) -> Tokens:
         """The run's bucket tokens."""
-        table = self._read(BUCKETS, ["code", "count", "embedding_mean"])
-        return Tokens(
-            codes=_matrix(table["code"], self.n_words, np.dtype(np.uint64)),
-            counts=table["count"].to_numpy(),
-            means=_matrix(table["embedding_mean"], int(self.meta["n_dims"]), np.dtype(np.float32)),
-            bucket_bits=self.bucket_bits,
-        )
+        return read_tokens(self._read(BUCKETS, list(TOKEN_COLUMNS)), bucket_bits=self.bucket_bits)
 
     def cell_columns(self) -> list[str]:
         return list(self._parquet(CELLS).schema_arrow.names)
@@ -219,9 +213,28 @@ class Run:
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
-def _matrix(column: pa.ChunkedArray, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+TOKEN_COLUMNS = ("code", "count", "embedding_sum", "half_count", "half_sum")
+
+
+def read_tokens(table: pa.Table, *, bucket_bits: int, batches: NDArray[np.int32] | None = None) -> Tokens:
+    """Tokens from the columns `TOKEN_COLUMNS` of ``buckets.parquet`` or of a table of buckets and batches."""
+    whole = _matrix(table["embedding_sum"], np.dtype(np.int64))
+    sums = np.empty((len(whole), 2, whole.shape[1]), dtype=np.int64)
+    sums[:, 0] = _matrix(table["half_sum"], np.dtype(np.int64))
+    np.subtract(whole, sums[:, 0], out=sums[:, 1])
+    return Tokens.from_sums(
+        codes=_matrix(table["code"], np.dtype(np.uint64)),
+        counts=table["count"].to_numpy(),
+        sums=sums,
+        bucket_bits=bucket_bits,
+        half_counts=table["half_count"].to_numpy(),
+        batches=batches,
+    )
+
+
+def _matrix(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
     flat = column.combine_chunks()
-    return np.asarray(flat.flatten()).astype(dtype, copy=False).reshape(len(flat), width)
+    return np.asarray(flat.flatten()).astype(dtype, copy=False).reshape(len(flat), column.type.list_size)
 
 
 def list_array(matrix: NDArray[Any], type_: pa.DataType) -> pa.Array:
@@ -230,20 +243,29 @@ def list_array(matrix: NDArray[Any], type_: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
 
 
+def token_arrays(tokens: Tokens, sums: NDArray[np.int64]) -> dict[str, pa.Array]:
+    """The columns of a table of tokens, from tokens with halves and their sums (n_tokens, 2, n_dims)."""
+    types = {c.name: c.type for c in schema.bucket_columns(tokens.codes.shape[1], tokens.means.shape[1])}
+    return {
+        "bucket": pa.array(np.arange(tokens.n_tokens, dtype=np.int32)),
+        "code": list_array(tokens.codes, types["code"]),
+        "count": pa.array(tokens.counts),
+        "embedding_sum": list_array(sums.sum(axis=1), types["embedding_sum"]),
+        "embedding_mean": list_array(tokens.means, types["embedding_mean"]),
+        "half_count": pa.array(tokens.half_counts),
+        "half_sum": list_array(sums[:, 0], types["half_sum"]),
+    }
+
+
 def write_tokens(path: Path, tokens: Tokens, sums: NDArray[np.int64]) -> None:
-    """Write ``buckets.parquet``."""
+    """Write ``buckets.parquet`` from tokens with halves and their exact sums (n_tokens, 2, n_dims)."""
     columns = schema.bucket_columns(tokens.codes.shape[1], tokens.means.shape[1])
-    types = {c.name: c.type for c in columns}
-    table = pa.table(
-        [
-            pa.array(np.arange(tokens.n_tokens, dtype=np.int32)),
-            list_array(tokens.codes, types["code"]),
-            pa.array(tokens.counts),
-            list_array(sums, types["embedding_sum"]),
-            list_array(tokens.means, types["embedding_mean"]),
-        ],
-        schema=schema.arrow_schema(columns),
-    )
+    write_table(path, token_arrays(tokens, sums), schema.arrow_schema(columns))
+
+
+def write_table(path: Path, arrays: dict[str, pa.Array], arrow: pa.Schema) -> None:
+    """Write columns named by a schema."""
+    table = pa.table([arrays[name] for name in arrow.names], schema=arrow)
     # Numbers of high entropy: lz4 makes them hardly larger than zstd does, in half the time.
     pq.write_table(table, path, **{**PARQUET_OPTIONS, "compression": "lz4"})
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from hashstream.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,15 @@ def bucket_columns(n_words: int, n_dims: int) -> tuple[Column, ...]:
         Column("count", pa.int64(), "cells in the bucket"),
         Column("embedding_sum", pa.list_(pa.int64(), n_dims), "sum of the cells' embedding, in units of 2**-20"),
         Column("embedding_mean", pa.list_(pa.float32(), n_dims), "mean of the cells' embedding"),
+        Column("half_count", pa.int64(), "cells of half 0, to which the row of a cell assigns it as if by a coin"),
+        Column("half_sum", pa.list_(pa.int64(), n_dims), "sum of the embedding of half 0's cells, in units of 2**-20"),
     )
+
+
+def batch_columns(n_words: int, n_dims: int) -> tuple[Column, ...]:
+    """Columns of ``batches-*.parquet``: one row a bucket and batch, sorted by code and batch."""
+    _, code, *others = bucket_columns(n_words, n_dims)
+    return (code, Column("batch", pa.int32(), "number of the batch among the sorted values of obs"), *others)
 
 
 ROW = Column("row", pa.int64(), "row of the cell in the atlas")

@@ -19,16 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hashstream.atlas import Atlas, CsrChunk, open_atlas, plan_ranges, stream_chunks
-from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, raise_on_bad_rows
+from hashstream.atlas import Atlas, CsrChunk, open_atlas
+from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS
 from hashstream.buckets import BucketIndex, BucketTable, Tokens
 from hashstream.errors import HashStreamError, InputError, PartialRunError, SettingsError
 from hashstream.hashing import BoundHasher, Hasher, PcaItqSettings
 from hashstream.kernels import EncoderWeights, RowFlag, encode_rows
 from hashstream.runtime import schema
-from hashstream.runtime.budget import (
-    is_disk_full,
-)
+from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, publish, remove, write_json
 from hashstream.runtime.pipeline import use_fastest_pipeline
@@ -44,6 +42,7 @@ from hashstream.runtime.run import (
     write_tokens,
 )
 from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes_of, project_encode
+from hashstream.stages.encode_stream import encoded_chunks
 from hashstream.stages.fit import fit_hasher
 from hashstream.stages.workdir import WorkDir
 
@@ -152,7 +151,7 @@ def _load_kernels(chunks: list[CsrChunk]) -> None:
     for chunk in chunks:
         genes = np.full(chunk.n_genes, -1, dtype=np.int32)
         encoded = encode_rows(chunk.indptr, chunk.indices, chunk.data, genes, weights)
-        BucketTable(2, 2, max_buckets=1).add(encoded.codes, encoded.embedding)
+        BucketTable(2, 2, max_buckets=1, with_halves=True).add(encoded.codes, encoded.embedding, first_row=0)
 
 
 def _encode(
@@ -313,25 +312,19 @@ def encode_rows_of(
     """
     atlas, settings = job.atlas, job.settings
     table = BucketTable(
-        job.hasher.n_bits, job.hasher.n_dims, max_buckets=settings.max_buckets, bucket_bits=settings.bucket_bits
+        job.hasher.n_bits,
+        job.hasher.n_dims,
+        max_buckets=settings.max_buckets,
+        bucket_bits=settings.bucket_bits,
+        with_halves=True,
     )
     out = np.empty((stop - start, table.n_words), dtype=np.uint64)
     n_empty = 0
-    ranges = plan_ranges(atlas, chunk_bytes=job.chunk_bytes, chunk_rows=settings.chunk_rows, start=start, stop=stop)
-    for rows, chunk in stream_chunks(atlas, ranges):
-        one = job.bound[rows.store]
-        encoded = encode_rows(
-            chunk.indptr, chunk.indices, chunk.data, one.match.gene_map, one.weights, n_threads=settings.threads
-        )
-        raise_on_bad_rows(
-            encoded.flags,
-            first_row=chunk.start - atlas.offsets[rows.store],
-            where=atlas.stores[rows.store].matrix.where,
-        )
+    for first, encoded in encoded_chunks(atlas, job.bound, settings, job.chunk_bytes, start=start, stop=stop):
         n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
-        out[chunk.start - start : chunk.stop - start] = encoded.codes
-        table.add(encoded.codes, encoded.embedding)
-        advance(chunk.n_rows)
+        out[first - start : first - start + len(encoded.codes)] = encoded.codes
+        table.add(encoded.codes, encoded.embedding, first_row=first)
+        advance(len(encoded.codes))
     table.fit()
     return table, n_empty, out
 
@@ -358,10 +351,15 @@ def _finish(
     hasher = Hasher.load(work.path / HASHER)
     with timings.measure("finalize"):
         table = BucketTable(
-            hasher.n_bits, hasher.n_dims, max_buckets=plan["max_buckets"], bucket_bits=plan["bucket_bits"]
+            hasher.n_bits,
+            hasher.n_dims,
+            max_buckets=plan["max_buckets"],
+            bucket_bits=plan["bucket_bits"],
+            with_halves=True,
         )
         n_empty = work.merge_parts(numbers, table)
         tokens, sums = table.tokens()
+        del table  # as large as what is written next
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(write_tokens, work.path / BUCKETS, tokens, sums)
             _write_cells(work.path / CELLS, work.codes(), tokens)

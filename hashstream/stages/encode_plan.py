@@ -116,7 +116,7 @@ def dry_run(
         "partition_rows": settings.partition_rows,
         "stored_values": None if None in stored else sum(n for n in stored if n is not None),
         "chunk_bytes": chunk_bytes,
-        "bytes_written": atlas.n_cells * (8 * ((n_bits + 63) // 64) + 6) + settings.max_buckets * (n_dims * 12 + 16),
+        "bytes_written": atlas.n_cells * (8 * ((n_bits + 63) // 64) + 6) + settings.max_buckets * (n_dims * 20 + 24),
         "projected_peak_bytes": projection.total(chunk_bytes),
         "projected_parts": projection.fixed,
         "max_memory_bytes": parse_bytes(settings.max_memory),
@@ -133,14 +133,14 @@ def shape_of(hasher: Hasher | PcaItqSettings) -> tuple[int, int, int]:
 def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaItqSettings) -> Projection:
     """The memory model of `encode`.
 
-    Counted are a fresh process with its libraries and compiled kernels, the folded weights, the bucket table (twice
-    while its prefix is shortened, and its parquet form), the codes of a partition, and chunks: one with the kernels,
-    `DEFAULT_DEPTH` in the queue, one being read, its decoding, and what the kernels make of one. With settings instead
-    of a Hasher, one is fitted first.
+    Counted are a fresh process with its libraries and compiled kernels, the folded weights, the bucket table (with a
+    part that is merged into it, then a sorted copy, the tokens and their parquet form), the codes of a partition, and
+    chunks: one with the kernels, `DEFAULT_DEPTH` in the queue, one being read, its decoding, and what the kernels make
+    of one. With settings instead of a Hasher, one is fitted first.
     """
     n_bits, n_dims, n_genes = shape_of(hasher)
     n_words = (n_bits + 63) // 64
-    row = 8 * n_words + 8 + 8 * n_dims
+    row = 8 * n_words + 16 + 16 * n_dims  # code, counts and sums of two halves
     partition_rows = min(settings.partition_rows, atlas.n_cells)
     fixed = {
         "process": PROCESS_BYTES,

@@ -7,7 +7,6 @@ continue it (a resumed process, another job of an array) must have the same plan
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import zipfile
@@ -141,6 +140,7 @@ class WorkDir:
                 handle,
                 keys=table.keys,
                 counts=table.counts,
+                half_counts=table.half_counts,
                 sums=table.sums,
                 bucket_bits=np.int64(table.bucket_bits),
                 n_empty=np.int64(n_empty),
@@ -154,9 +154,9 @@ class WorkDir:
         n_empty = 0
         for number in numbers:
             try:
-                with np.load(io.BytesIO(self.part(number).read_bytes()), allow_pickle=False) as part:
+                with self.part(number).open("rb") as handle, np.load(handle, allow_pickle=False) as part:
                     table.shorten(int(part["bucket_bits"]))
-                    table.merge_rows(part["keys"], part["counts"], part["sums"])
+                    table.merge_rows(part["keys"], part["counts"], part["half_counts"], part["sums"])
                     n_empty += int(part["n_empty"])
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 raise InputError(

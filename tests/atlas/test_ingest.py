@@ -437,7 +437,7 @@ def test_the_same_bytes_whatever_the_block_size(tmp_path: Path, monkeypatch: pyt
     source.X = source.X.tocsc()
     source.write_h5ad(paths[1])
     ingest(paths, tmp_path / "a.zarr", max_memory_bytes=BIG)
-    monkeypatch.setattr(run, "_block_bytes", lambda _: 700)
+    monkeypatch.setattr(run, "_block_bytes", lambda *_: 700)
     ingest(paths, tmp_path / "b.zarr", max_memory_bytes=BIG)
     assert digest(tmp_path / "a.zarr") == digest(tmp_path / "b.zarr")
 
@@ -485,7 +485,7 @@ from hashstream.atlas.ingest import ingest
 import hashstream.atlas.ingest._run as run
 write.CHECKPOINT_ELEMENTS = 1
 write.AtlasWriter.__init__.__kwdefaults__["checkpoint_elements"] = 20_000
-run._block_bytes = lambda _: 30_000
+run._block_bytes = lambda *_: 30_000
 print("up", flush=True)
 report = ingest(sys.argv[2:], sys.argv[1], resume=True, max_memory_bytes=2**40)
 print(report["resumed_at"])
@@ -568,7 +568,7 @@ if sys.argv[4] == "without spill":
     arrays.RowBuckets = InMemory
 elif sys.argv[4] == "in one block":
     import hashstream.atlas.ingest._run as run
-    run._block_bytes = lambda _: 2**40
+    run._block_bytes = lambda *_: 2**40
 
 base = peak()
 ingest(sys.argv[1], sys.argv[2], max_memory_bytes=int(sys.argv[3]))
@@ -897,3 +897,11 @@ def test_settings(tmp_path: Path) -> None:
     with pytest.raises(TargetExistsError):
         ingest(tmp_path / "a.h5ad", tmp_path / "out.zarr", max_memory_bytes=BIG)
     ingest(tmp_path / "a.h5ad", tmp_path / "out.zarr", overwrite=True, max_memory_bytes=BIG)
+
+
+def test_the_budget_is_for_what_a_call_adds_to_a_large_process(tmp_path: Path) -> None:
+    table().write_h5ad(tmp_path / "a.h5ad")
+    held = np.ones(1 << 30, dtype=np.uint8)  # as a notebook may hold
+    ingest(tmp_path / "a.h5ad", tmp_path / "out.zarr", max_memory_bytes=1 << 30)
+    assert held.sum() == 1 << 30
+    assert equal(read(tmp_path / "out.zarr").X, table().X)

@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 from click.testing import Result
 
+from hashstream.runtime.schema import FORMAT_VERSION
 from tests import damage
 from tests.synthetic import make_adata
 
@@ -196,7 +197,9 @@ def test_damaged_runs(hashstream: Cli, small_h5ad: Path, tmp_path: Path) -> None
     assert hashstream("encode", small_h5ad, "-o", run).exit_code == 0
     expect_failure(hashstream("evaluate", run, "--truth", "nothing"), "no column 'nothing'", "'cell_type'")
     meta = (run / "run.json").read_text()
-    (run / "run.json").write_text(meta.replace('"format_version": 1', '"format_version": 99', 1))
+    version = f'"format_version": {FORMAT_VERSION}'
+    assert version in meta
+    (run / "run.json").write_text(meta.replace(version, '"format_version": 99', 1))
     expect_failure(hashstream("cluster", run), "format version 99")
     (run / "run.json").write_text(meta)
     codes = run / "codes.zarr" / "c" / "0" / "0"

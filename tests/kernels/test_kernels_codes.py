@@ -67,13 +67,13 @@ def test_prefix_mask_refuses_more_bits_than_there_are() -> None:
         kernels.prefix_mask(65, 1)
 
 
-def table(max_rows: int, n_words: int, n_dims: int) -> Any:
-    return kernels.new_bucket_arrays(max_rows, n_words, n_dims)
+def table(max_rows: int, n_words: int, n_dims: int, *, with_halves: bool = False) -> Any:
+    return kernels.new_bucket_arrays(max_rows, n_words, n_dims, with_halves=with_halves)
 
 
 def assert_same_rows(a: Any, b: Any) -> None:
     assert a.used[0] == b.used[0]
-    for name in ("keys", "counts", "sums"):
+    for name in ("keys", "counts", "half_counts", "sums"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
@@ -85,19 +85,20 @@ def assert_same_rows(a: Any, b: Any) -> None:
     n_bits=st.sampled_from([0, 3, 5, 64]),
     max_rows=st.sampled_from([1, 7, 300]),
     start=st.sampled_from([0, 1]),
+    first_row=st.sampled_from([None, 0, 12345, 2**40]),
 )
 @settings(max_examples=80, deadline=None)
 def test_counting_agrees_with_the_reference(
-    seed: int, n: int, n_words: int, n_dims: int, n_bits: int, max_rows: int, start: int
+    seed: int, n: int, n_words: int, n_dims: int, n_bits: int, max_rows: int, start: int, first_row: int | None
 ) -> None:
     rng = np.random.default_rng(seed)
     codes = random_codes(rng, n, n_words)
     start = min(start, n)
     embedding = (rng.standard_normal((n, n_dims)) * 10.0 ** rng.integers(-8, 8, (n, n_dims))).astype(np.float32)
     mask = kernels.prefix_mask(n_bits, n_words)
-    a, b = table(max_rows, n_words, n_dims), table(max_rows, n_words, n_dims)
-    stopped = kernels.count_buckets(a, codes, embedding if n_dims else None, mask, start)
-    assert stopped == reference.count_buckets(b, codes, embedding, mask, start)
+    a, b = (table(max_rows, n_words, n_dims, with_halves=first_row is not None) for _ in range(2))
+    stopped = kernels.count_buckets(a, codes, embedding if n_dims else None, mask, start, first_row=first_row)
+    assert stopped == reference.count_buckets(b, codes, embedding, mask, start, first_row=first_row)
     assert_same_rows(a, b)
     assert a.counts.sum() == stopped - start
     rows = kernels.lookup_buckets(a, codes, mask)
@@ -112,28 +113,35 @@ def test_a_full_table_stops_and_goes_on_with_a_shorter_prefix() -> None:
     assert kernels.count_buckets(arrays, codes[:8], None, mask) == 8  # known buckets still count
     shorter = table(8, 1, 0)
     mask = kernels.prefix_mask(3, 1)
-    assert kernels.merge_buckets(shorter, arrays.keys, arrays.counts, arrays.sums, mask) == 8
+    assert kernels.merge_buckets(shorter, arrays.keys, arrays.counts, arrays.half_counts, arrays.sums, mask) == 8
     assert kernels.count_buckets(shorter, codes, None, mask, 8) == 100
     assert shorter.counts.sum() == 108
 
 
-@given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), n_dims=st.sampled_from([0, 3]))
+@given(
+    seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), n_dims=st.sampled_from([0, 3]), with_halves=st.booleans()
+)
 @settings(max_examples=30, deadline=None)
-def test_merging_in_any_order_gives_the_same_integers(seed: int, parts: int, n_dims: int) -> None:
+def test_merging_in_any_order_gives_the_same_integers(seed: int, parts: int, n_dims: int, with_halves: bool) -> None:
     rng = np.random.default_rng(seed)
     codes = random_codes(rng, 300, 2, spread=4)
     embedding = rng.standard_normal((300, n_dims)).astype(np.float32)
     long, short = kernels.prefix_mask(66, 2), kernels.prefix_mask(3, 2)
-    whole = table(64, 2, n_dims)
-    assert kernels.count_buckets(whole, codes, embedding, short) == 300
+
+    def empty() -> Any:
+        return table(64, 2, n_dims, with_halves=with_halves)
+
+    whole = empty()
+    assert kernels.count_buckets(whole, codes, embedding, short, first_row=100 if with_halves else None) == 300
     tables = []
-    for rows in np.array_split(rng.permutation(300), parts):
-        tables.append(table(64, 2, n_dims))
-        assert kernels.count_buckets(tables[-1], codes[rows], embedding[rows], long) == len(rows)
-    merged, by_reference = table(64, 2, n_dims), table(64, 2, n_dims)
+    for rows in np.array_split(np.arange(300), parts):
+        tables.append(empty())
+        first = 100 + rows[0] if with_halves else None
+        assert kernels.count_buckets(tables[-1], codes[rows], embedding[rows], long, first_row=first) == len(rows)
+    merged, by_reference = empty(), empty()
     for i in rng.permutation(parts):
         used = tables[i].used[0]
-        rows_of = (tables[i].keys[:used], tables[i].counts[:used], tables[i].sums[:used])
+        rows_of = tuple(part[:used] for part in tables[i][1:5])
         assert kernels.merge_buckets(merged, *rows_of, short) == used
         assert reference.merge_buckets(by_reference, *rows_of, short) == used
     assert_same_rows(merged, by_reference)
@@ -141,9 +149,54 @@ def test_merging_in_any_order_gives_the_same_integers(seed: int, parts: int, n_d
     def sorted_rows(arrays: Any) -> Any:
         used = arrays.used[0]
         order = np.lexsort(arrays.keys[:used].T)
-        return [part[:used][order].tolist() for part in (arrays.keys, arrays.counts, arrays.sums)]
+        return [part[:used][order].tolist() for part in arrays[1:5] if len(part)]
 
     assert sorted_rows(merged) == sorted_rows(whole)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.sampled_from([0, 1, 40, 300]),
+    n_dims=st.sampled_from([0, 3]),
+    n_bits=st.sampled_from([0, 2, 5, 66, 128]),
+    with_halves=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_shortening_in_place_agrees_with_the_reference(
+    seed: int, n: int, n_dims: int, n_bits: int, with_halves: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    codes, embedding = random_codes(rng, n, 2, spread=6), rng.standard_normal((n, n_dims)).astype(np.float32)
+    long, short = kernels.prefix_mask(128, 2), kernels.prefix_mask(n_bits, 2)
+    tables = [table(310, 2, n_dims, with_halves=with_halves) for _ in range(3)]
+    first_row = 7 if with_halves else None
+    for arrays, mask in zip(tables, (long, long, short), strict=True):
+        assert kernels.count_buckets(arrays, codes, embedding, mask, first_row=first_row) == n
+    kernels.shorten_buckets(tables[0], short)
+    reference.shorten_buckets(tables[1], short)
+    for other in tables[1:]:
+        assert_same_rows(tables[0], other)
+    # It can be counted into and looked up as before.
+    kernels.count_buckets(tables[0], codes, embedding, short, first_row=first_row)
+    kernels.count_buckets(tables[2], codes, embedding, short, first_row=first_row)
+    assert_same_rows(tables[0], tables[2])
+    np.testing.assert_array_equal(
+        kernels.lookup_buckets(tables[0], codes, short), reference.lookup_buckets(tables[1], codes, short)
+    )
+
+
+def test_halves_are_about_as_large_and_follow_the_row_alone() -> None:
+    n = 20_000
+    halves = np.array([reference.half_of(row) for row in range(n)])
+    assert abs(halves.mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(halves[1:], halves[:-1])[0, 1]) < 0.02
+    codes, values = (np.arange(n, dtype=np.uint64) % 7)[:, None], np.ones((n, 1), np.float32)
+    arrays = table(7, 1, 1, with_halves=True)
+    kernels.count_buckets(arrays, codes, values, kernels.prefix_mask(64, 1), first_row=0)
+    expected = np.bincount(codes[:, 0].astype(int), weights=halves == 0).astype(int)
+    assert arrays.half_counts.tolist() == expected.tolist()
+    assert arrays.sums[:, 0, 0].tolist() == (expected * kernels.FIXED_POINT_SCALE).tolist()
+    assert arrays.sums.sum(axis=1)[:, 0].tolist() == (arrays.counts * kernels.FIXED_POINT_SCALE).tolist()
 
 
 def test_fixed_point_rounds_half_to_even_and_saturates() -> None:
@@ -151,7 +204,7 @@ def test_fixed_point_rounds_half_to_even_and_saturates() -> None:
     values = np.array([[0.5 * unit, 1.5 * unit, -0.5 * unit, -2.5 * unit, 3e30, -np.inf, np.nan]], np.float32)
     arrays = table(1, 1, 7)
     kernels.count_buckets(arrays, np.zeros((1, 1), np.uint64), values, kernels.prefix_mask(0, 1))
-    assert arrays.sums[0].tolist() == [0, 2, 0, -2, 2**40, -(2**40), 0]
+    assert arrays.sums[0, 0].tolist() == [0, 2, 0, -2, 2**40, -(2**40), 0]
 
 
 def test_many_colliding_buckets_are_kept_apart() -> None:
@@ -186,7 +239,11 @@ def test_buckets_take_views_and_refuse_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="mask has shape"):
         kernels.lookup_buckets(a, codes, mask[:1])
     with pytest.raises(TypeError, match="counts has dtype float64"):
-        kernels.merge_buckets(a, b.keys, b.counts.astype(float), b.sums, mask)
+        kernels.merge_buckets(a, b.keys, b.counts.astype(float), b.half_counts, b.sums, mask)
+    with pytest.raises(ValueError, match=r"half_counts has shape \(64,\), expected \(0,\)"):
+        kernels.merge_buckets(a, b.keys, b.counts, b.counts, b.sums, mask)
+    with pytest.raises(ValueError, match="first_row is 5, but the table has 1 part"):
+        kernels.count_buckets(a, codes, values, mask, first_row=5)
     with pytest.raises(ValueError, match="start is 99"):
         kernels.count_buckets(a, codes, values, mask, 99)
     with pytest.raises(ValueError, match="max_rows is 0"):

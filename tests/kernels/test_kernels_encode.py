@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashstream import kernels
-from hashstream.kernels import EncoderWeights, RowFlag, reference
+from hashstream.kernels import EncoderWeights, RowFlag, _exp, reference
 
 SIZES = [0, 1, 63, 64, 65, 1030]
 
@@ -30,7 +30,7 @@ def make_weights(rng: Any, n_genes: int, layers: tuple[int, ...], n_bits: int, a
         cap=np.where(rng.random(n_genes) < 0.5, np.inf, rng.random(n_genes) * 6).astype(np.float32),
         weights=tuple(rng.standard_normal(shape).astype(np.float32) for shape in pairwise(sizes)),
         biases=tuple(rng.standard_normal(size).astype(np.float32) for size in layers),
-        activations=("relu",) * (len(layers) - 1) + (activation,),
+        activations=(*rng.choice(kernels.ACTIVATIONS, len(layers) - 1).tolist(), activation),
         bit_weight=rng.standard_normal((layers[-1], n_bits)).astype(np.float32),
         bit_bias=rng.standard_normal(n_bits).astype(np.float32),
         target_sum=1e4,
@@ -55,11 +55,11 @@ def assert_same(got: Any, expected: Any) -> None:
     seed=st.integers(0, 2**32 - 1),
     n_rows=st.sampled_from(SIZES[:5]),
     n_file=st.sampled_from([70, 200]),
-    layers=st.sampled_from([(1,), (64,), (65,), (130, 7), (63, 66, 5)]),
+    layers=st.sampled_from([(1,), (64,), (65,), (130, 7), (63, 66, 5), (65, 64, 130, 9)]),
     n_bits=st.sampled_from([1, 63, 64, 65, 128]),
     rising=st.booleans(),
     dtype=st.sampled_from([np.uint8, np.uint16, np.float32, np.float64, np.int64, np.int8]),
-    activation=st.sampled_from(["linear", "relu"]),
+    activation=st.sampled_from(kernels.ACTIVATIONS),
 )
 @settings(max_examples=60, deadline=None)
 def test_encode_rows_agrees_bit_for_bit_with_the_reference(
@@ -212,6 +212,25 @@ def test_rows_of_any_damage_agree_with_the_reference(seed: int, dtype: Any) -> N
         kernels.encode_rows(indptr, indices, data, gene_map, weights),
         reference.encode_rows(indptr, indices, data, gene_map, weights),
     )
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_activations_are_accurate_saturate_and_agree_with_the_reference(name: str) -> None:
+    rng = np.random.default_rng(10)
+    x = np.concatenate([rng.standard_normal(20_001) * scale for scale in (1e-6, 0.1, 1, 5, 40)]).astype(np.float32)
+    got = x.copy()
+    getattr(_exp, name)(got)
+    exact = np.tanh(x.astype(np.float64)) if name == "tanh" else 1 / (1 + np.exp(-x.astype(np.float64)))
+    normal = np.abs(exact) > 2e-38
+    assert (np.abs(got - exact)[normal] <= 3 * np.spacing(np.abs(exact[normal]).astype(np.float32))).all()
+    edges = np.array([0, -0.0, 87, -87, 88, -88, 3e38, -3e38, np.inf, -np.inf, np.nan, 1e-40], np.float32)
+    ends = edges.copy()
+    getattr(_exp, name)(ends)
+    assert ends[[2, 4, 6, 8]].tolist() == [1] * 4
+    assert ends[[5, 7, 9]].tolist() == [-1 if name == "tanh" else 0] * 3
+    assert ends[[0, 1, 10]].tolist() == [0 if name == "tanh" else 0.5] * 3
+    for values, result in ((x, got), (edges, ends)):
+        assert getattr(reference, name)(values).tobytes() == result.tobytes()
 
 
 def test_log1p_is_accurate_and_exact_at_zero() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
@@ -111,9 +112,41 @@ def test_codes_and_buckets_follow_their_definition(run: Run, small_adata: anndat
     assert np.array_equal(tokens.counts, counts)
     rows = np.concatenate(list(run.cell_buckets()))
     assert np.array_equal(rows, BucketIndex(tokens).rows(run.codes()))
-    for bucket in (0, len(found) // 2):
+    half_of = np.array([reference.half_of(row) for row in range(run.n_cells)])
+    assert np.array_equal(tokens.half_counts, np.bincount(rows[half_of == 0], minlength=tokens.n_tokens))
+    for bucket in (0, len(found) // 2, int(np.argmax(counts))):
         mean = expected.embedding[rows == bucket].astype(np.float64).mean(axis=0)
         np.testing.assert_allclose(tokens.means[bucket], mean, atol=1e-5)
+        for half in (0, 1):
+            mine = (rows == bucket) & (half_of == half)
+            if mine.any():
+                mean = expected.embedding[mine].astype(np.float64).mean(axis=0)
+            np.testing.assert_allclose(tokens.half_means[bucket, half], mean, atol=1e-5)
+            mean = tokens.means[bucket]
+
+
+def test_the_columns_of_buckets_fit_each_other(small_h5ad: Path, tmp_path: Path) -> None:
+    run = encode(small_h5ad, tmp_path / "run", settings=EncodeSettings(max_buckets=40))
+    table = pq.read_table(run.path / "buckets.parquet")
+    matrix = {name: np.array(table[name].to_pylist()) for name in table.column_names}
+    mean = matrix["embedding_sum"] / (matrix["count"][:, None] * 2.0**20)
+    assert np.array_equal(matrix["embedding_mean"].astype(np.float32), mean.astype(np.float32))
+    assert 200 < matrix["half_count"].sum() < 400
+    assert (matrix["half_count"] <= matrix["count"]).all()
+    empty = matrix["half_count"] == 0
+    assert not matrix["half_sum"][empty].any()
+    tokens = run.tokens()
+    counts = np.stack([tokens.half_counts, tokens.counts - tokens.half_counts], axis=1)
+    weighted = (tokens.half_means * counts[:, :, None]).sum(axis=1) / tokens.counts[:, None]
+    np.testing.assert_allclose(weighted, tokens.means, atol=1e-5)
+
+
+def test_a_run_of_another_format_version_is_refused(small_h5ad: Path, tmp_path: Path) -> None:
+    run = encode(small_h5ad, tmp_path / "run", fit_settings=PcaItqSettings(n_bits=16))
+    meta = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps({**meta, "format_version": 1}))
+    with pytest.raises(InputError, match=r"format version 1; this version of HashStream reads 2.*Encode again"):
+        Run.open(run.path)
 
 
 def test_the_embedding_is_the_principal_components(run: Run, small_adata: anndata.AnnData) -> None:

@@ -35,7 +35,7 @@ import hashstream.cli.commands
 import hashstream.stages.encode
 from hashstream.cli.main import main
 write.AtlasWriter.__init__.__kwdefaults__["checkpoint_elements"] = 30_000
-run._block_bytes = lambda _: 400_000
+run._block_bytes = lambda *_: 400_000
 print("up", flush=True)
 main(sys.argv[1:])
 """

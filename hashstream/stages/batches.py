@@ -1,0 +1,218 @@
+"""Tokens of buckets and batches: one more pass over the atlas of a run, with the run's own Hasher.
+
+Integration needs to know what of a bucket comes from which batch. A run does not hold that, as batches are named only
+once it is clustered; what is counted here is kept beside the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hashstream.atlas import Atlas, open_atlas
+from hashstream.buckets import BucketIndex, BucketTable, Tokens
+from hashstream.errors import InputError, SettingsError
+from hashstream.runtime import schema
+from hashstream.runtime.budget import parse_bytes
+from hashstream.runtime.events import ProgressListener, Silent
+from hashstream.runtime.files import partial_path
+from hashstream.runtime.run import BATCH_ROWS, TOKEN_COLUMNS, Run, read_tokens, token_arrays, write_table
+from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of, project_encode
+from hashstream.stages.encode_stream import encoded_chunks
+from hashstream.stages.truth import run_column
+
+_IDENTITY = b"hashstream_identity"
+_BUCKET_BITS = b"hashstream_bucket_bits"
+
+
+def batch_tokens(
+    run: Run,
+    key: str,
+    *,
+    atlas: Sequence[str | Path] | None = None,
+    max_memory_bytes: int | None = None,
+    progress: ProgressListener | None = None,
+    threads: int | None = None,
+) -> tuple[Tokens, NDArray[np.int32], list[str]]:
+    """The tokens of a run, each split by the batch that its cells come from.
+
+    The atlas is streamed once more; the tokens are kept in the run's folder, so that a second call reads them. The
+    prefix is the run's, or the longest at which the pairs of bucket and batch are at most the run's `max_buckets`.
+
+    Parameters
+    ----------
+    run
+    key
+        Column of obs that holds the batch of each cell.
+    atlas
+        Where the atlas is now, if not where it was encoded.
+    max_memory_bytes
+        Peak resident size to keep to; 1 GiB by default. As everywhere, the column of obs is read whole.
+    progress
+    threads
+        Kernel threads; all cores by default. The result is the same for any number.
+
+    Returns
+    -------
+    tokens : Tokens
+        With `batches` and halves, sorted by code and batch.
+    batch_of_cell : (n_cells,) int32
+    names : list of str
+        Of the batches, sorted.
+
+    Raises
+    ------
+    InputError
+        If the atlas is gone or gives other codes than the run's, or the column is missing or has gaps.
+    SettingsError
+        If there is one batch only, or more than the run may have buckets.
+    BudgetError
+        If the memory budget cannot be met.
+    """
+    progress = progress or Silent()
+    batch_of_cell, names = run_column(run, key, atlas=atlas)
+    max_buckets = int(run.meta["plan"]["max_buckets"])
+    n_missing = int(np.count_nonzero(batch_of_cell < 0))
+    if n_missing:
+        raise InputError(
+            f"{', '.join(map(str, atlas or run.input_paths))}: obs[{key!r}] lacks the batch of {n_missing} of "
+            f"{run.n_cells} cells; give each a value, or name another column with --batch-key."
+        )
+    if len(names) == 1:
+        raise SettingsError(f"obs[{key!r}] has one value; leave --batch-key out.")
+    if len(names) > max_buckets:
+        raise SettingsError(
+            f"obs[{key!r}] has {len(names)} values, more than the {max_buckets} buckets that {run.path} may have. Name "
+            "a column of batches with --batch-key, or encode with a larger --max-buckets."
+        )
+    path = batch_file(run, key)
+    identity = _identity(run, key, batch_of_cell, names)
+    tokens = _read(run, path, identity)
+    if tokens is None:
+        if path.exists():
+            progress.note(f"{path}: of another state of the run or of obs[{key!r}], or damaged; made again")
+        limit = parse_bytes(DEFAULT_MAX_MEMORY) if max_memory_bytes is None else max_memory_bytes
+        settings = EncodeSettings(
+            threads=threads or 0, max_memory=limit, max_buckets=max_buckets, bucket_bits=run.bucket_bits
+        )
+        tokens, sums = _count(run, _open(run, atlas), batch_of_cell, settings, progress)
+        _write(path, tokens, sums, identity)
+    return tokens, batch_of_cell, names
+
+
+def token_of_cell(run: Run, tokens: Tokens, batch_of_cell: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
+    """The row of each cell's token, in batches of cells in order: (n,) int32.
+
+    Parameters
+    ----------
+    run
+    tokens
+        Of buckets and batches, as `batch_tokens` gives them, or a shorter prefix of these.
+    batch_of_cell : (n_cells,) int32
+    """
+    index = BucketIndex(tokens)
+    for start in range(0, run.n_cells, BATCH_ROWS):
+        stop = min(start + BATCH_ROWS, run.n_cells)
+        yield index.rows(run.codes(start, stop), batch_of_cell[start:stop])
+
+
+def batch_file(run: Run, key: str) -> Path:
+    """Where the tokens of a column's batches are kept; a key may hold characters that file names may not."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", key)[:40]
+    return run.path / f"batches-{readable}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.parquet"
+
+
+def _identity(run: Run, key: str, batch_of_cell: NDArray[np.int32], names: list[str]) -> str:
+    """What the tokens come from: the run, and the batch of each cell."""
+    digest = hashlib.sha256()
+    made = (run.meta["created"], run.meta["input"]["fingerprint"], run.meta["hasher"]["fingerprint"])
+    digest.update(json.dumps([*made, run.meta["plan"]["max_buckets"], run.bucket_bits, key, names]).encode())
+    digest.update(np.ascontiguousarray(batch_of_cell).tobytes())
+    return digest.hexdigest()
+
+
+def _open(run: Run, paths: Sequence[str | Path] | None) -> Atlas:
+    """The atlas, with the counts from where the run took them."""
+    matrices = {str(name) for name in run.meta["input"]["matrix"]}
+    layer = None
+    if len(matrices) == 1:
+        name = matrices.pop()
+        layer = "raw" if name == "raw/X" else name.removeprefix("layers/")
+    return open_atlas([str(path) for path in paths or run.input_paths], layer=layer)
+
+
+def _count(
+    run: Run, atlas: Atlas, batch_of_cell: NDArray[np.int32], settings: EncodeSettings, progress: ProgressListener
+) -> tuple[Tokens, NDArray[np.int64]]:
+    """Stream the atlas; gives tokens and their exact sums (n_tokens, 2, n_dims)."""
+    hasher = run.hasher()
+    projection = project_encode(atlas, settings, hasher)
+    # Codes are compared block by block; a number and its dictionary code are held for each cell.
+    fixed = {**projection.fixed, "codes": BATCH_ROWS * run.n_words * 16, "batches": 12 * run.n_cells}
+    projection = replace(projection, fixed=fixed)
+    chunk_bytes = chunk_bytes_of(projection, settings)
+    # The run was encoded with as few genes as these, so they are enough.
+    bound = [hasher.bind(store.var, where=str(store.path), min_overlap=0.0) for store in atlas.stores]
+    table = BucketTable(
+        hasher.n_bits,
+        hasher.n_dims,
+        max_buckets=settings.max_buckets,
+        bucket_bits=settings.bucket_bits,
+        with_halves=True,
+        with_batches=True,
+    )
+    known, known_from = run.codes(0, 0), 0
+    progress.start("count batches", run.n_cells, "cells")
+    try:
+        for first, encoded in encoded_chunks(atlas, bound, settings, chunk_bytes):
+            rows = slice(first, first + len(encoded.codes))
+            if rows.stop > known_from + len(known):
+                known, known_from = run.codes(first, min(max(rows.stop, first + BATCH_ROWS), run.n_cells)), first
+            different = (encoded.codes != known[first - known_from : rows.stop - known_from]).any(axis=1)
+            if different.any():
+                cell = first + int(np.flatnonzero(different)[0])
+                raise InputError(
+                    f"{', '.join(str(path) for path in atlas.paths)}: cell {cell} has another code than in {run.path}: "
+                    "the atlas has changed since, or is another one. Say with --atlas where the one that was encoded "
+                    "is, or encode again."
+                )
+            table.add(encoded.codes, encoded.embedding, first_row=first, batches=batch_of_cell[rows])
+            progress.advance(len(encoded.codes))
+    finally:
+        progress.finish()
+    return table.tokens()
+
+
+def _write(path: Path, tokens: Tokens, sums: NDArray[np.int64], identity: str) -> None:
+    columns = schema.batch_columns(tokens.codes.shape[1], tokens.means.shape[1])
+    arrow = schema.arrow_schema(columns)
+    arrow = arrow.with_metadata({_IDENTITY: identity, _BUCKET_BITS: str(tokens.bucket_bits)})
+    aside = partial_path(path)
+    write_table(aside, {**token_arrays(tokens, sums), "batch": pa.array(tokens.batches)}, arrow)
+    aside.replace(path)
+
+
+def _read(run: Run, path: Path, identity: str) -> Tokens | None:
+    """What an earlier call kept; None where there is nothing that can be used."""
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        metadata: dict[bytes, Any] = file.schema_arrow.metadata or {}
+        if metadata.get(_IDENTITY) != identity.encode():
+            return None
+        schema.check_columns(file.schema_arrow, schema.batch_columns(run.n_words, run.meta["n_dims"]), where=str(path))
+        table = file.read([*TOKEN_COLUMNS, "batch"])
+        batches = table["batch"].to_numpy()
+        tokens = read_tokens(table, bucket_bits=int(metadata[_BUCKET_BITS]), batches=batches)
+    except (pa.ArrowException, OSError, InputError, KeyError, ValueError):
+        return None
+    return tokens if tokens.n_cells == run.n_cells else None
