@@ -201,8 +201,8 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
         "",
         "## What is weak",
         "",
-        "The recipe's constants (components divided by their deviation to the power 0.5, three cells a bucket, "
-        "prefixes of at most 16 bits) were chosen while looking at these same five sets. The numbers of the token "
+        "The recipe's constants (components divided by their deviation to the power 0.5, three cells to "
+        "a bucket) were chosen while looking at these same five sets. The numbers of the token "
         "methods are therefore optimistic, and the margins over the baselines, which had no such tuning, still more "
         "so. They are no evidence about other data until they are measured there.",
         "",

@@ -12,6 +12,7 @@ import click
 
 from hashstream.cli import options
 from hashstream.cli.context import Session
+from hashstream.cli.neural_options import neural_options
 
 pass_session = click.pass_obj
 
@@ -109,9 +110,11 @@ def simulate(
 @click.command()
 @options.sources
 @click.option("-o", "--output", required=True, type=options.PathType, help="Folder of the hasher to make.")
-@click.option("--method", type=click.Choice(["pca-itq"]), show_default=True, help="Hash function to learn.")
+@click.option("--method", type=click.Choice(["pca-itq", "neural"]), show_default=True, help="Hash function to learn.")
 @options.fit_options
 @options.layer
+@click.option("--resume", is_flag=True, help="Continue an interrupted training.")
+@neural_options
 @options.force
 @pass_session
 def fit(
@@ -123,23 +126,41 @@ def fit(
     n_genes: int,
     sample: int,
     layer: str | None,
+    resume: bool,
     force: bool,
+    **neural: Any,
 ) -> None:
-    """Learn a hasher from a bounded sample of an atlas."""
-    del method
+    """Learn a hasher from a bounded sample of an atlas.
+
+    pca-itq needs no training. neural trains a multi-head hash encoder, with no labels; it needs torch, encoding with
+    its hasher does not.
+    """
     from hashstream.hashing import PcaItqSettings
+    from hashstream.hashing.neural import NeuralSettings
+    from hashstream.stages.fit import FitSettings
     from hashstream.stages.fit import fit as fit_stage
 
-    fit_stage(
-        sources,
-        output,
-        settings=PcaItqSettings(n_bits=bits, n_genes=n_genes),
-        sample_cells=sample,
-        layer=layer,
-        seed=session.seed,
-        force=force,
-        progress=session.listener(),
-    )
+    settings: FitSettings
+    if method == "neural":
+        settings = NeuralSettings(n_bits=bits, n_genes=n_genes, **neural)
+    else:
+        settings = PcaItqSettings(n_bits=bits, n_genes=n_genes)
+    try:
+        fit_stage(
+            sources,
+            output,
+            settings=settings,
+            sample_cells=sample,
+            layer=layer,
+            seed=session.seed,
+            resume=resume,
+            force=force,
+            progress=session.listener(),
+        )
+    except KeyboardInterrupt:
+        if method == "neural":
+            session.say(f"interrupted; continue the training with: hashstream fit ... -o {output} --resume")
+        raise
     _show_path(session, output)
 
 
@@ -250,15 +271,31 @@ def finalize(session: Session, run: Path, force: bool) -> None:
 @options.run
 @click.option("--n-clusters", default="auto", metavar="K|auto", show_default=True, help="Number of clusters.")
 @click.option(
-    "--method", type=click.Choice(["ward", "kmeans", "leiden"]), show_default=True, help="Clustering of the tokens."
+    "--method",
+    type=click.Choice(["ward", "kmeans", "leiden", "transformer"]),
+    show_default=True,
+    help="Clustering of the tokens.",
 )
-@click.option("--resolution", type=click.FloatRange(min=0, min_open=True), help="Of Leiden; excludes --n-clusters.")
 @click.option(
-    "--bucket-bits", type=click.IntRange(min=1), help="Prefix to cluster.  [default: up to 16 bits, 3 cells a bucket]"
+    "--resolution",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of Leiden, on the tokens or on what the transformer learns of them; excludes --n-clusters.",
 )
+@click.option(
+    "--bucket-bits", type=click.IntRange(min=1), help="Prefix to cluster.  [default: 3 cells a bucket, at most 16,384 buckets]"
+)
+@click.option("--batch-key", metavar="KEY", help="Column of obs with the batch of each cell: integrate the batches.")
+@options.atlas
 @pass_session
 def cluster(
-    session: Session, run: Path, n_clusters: str, method: str, resolution: float | None, bucket_bits: int | None
+    session: Session,
+    run: Path,
+    n_clusters: str,
+    method: str,
+    resolution: float | None,
+    bucket_bits: int | None,
+    batch_key: str | None,
+    atlas: tuple[Path, ...],
 ) -> None:
     """Cluster the bucket tokens of a run; cells inherit their bucket's cluster."""
     from hashstream.stages.cluster import cluster as cluster_stage
@@ -270,7 +307,10 @@ def cluster(
         method=method,
         resolution=resolution,
         bucket_bits=bucket_bits,
+        batch_key=batch_key,
+        atlas=list(atlas) or None,
         seed=session.seed,
+        progress=session.listener(),
     )
     session.show(result)
 

@@ -39,3 +39,7 @@ class PartialRunError(HashStreamError):
     """The run is incomplete but what is done is kept and can be resumed; exit code 3."""
 
     exit_code = 3
+
+
+class TrainingError(HashStreamError):
+    """Training failed, such as by a loss that is not a number; the message names the step and settings; exit code 1."""

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.buckets import Tokens
+from hashstream.cluster.confidence import assignment_confidence
 from hashstream.cluster.kmeans import weighted_kmeans
 from hashstream.cluster.leiden import leiden_clusters, leiden_with_n_clusters, token_graph
 from hashstream.cluster.neighbours import token_neighbours
 from hashstream.cluster.number import choose_n_clusters, graph_neighbours
+from hashstream.cluster.transformer import TransformerSettings, learn_tokens, transformer_clusters
 from hashstream.cluster.ward import cut_tree, ward_clusters
 from hashstream.errors import SettingsError
 from hashstream.kernels import ward_linkage
 
-METHODS = ("ward", "kmeans", "leiden")
+METHODS = ("ward", "kmeans", "leiden", "transformer")
 #: Components are divided by their deviation to this power: between PCA as it is (0) and whitened (1).
 DEVIATION_POWER = 0.5
 #: Components that clustering looks at.
 N_DIMS = 50
-#: Buckets are clustered at the longest prefix, up to 16 bits, that leaves 3 cells to a bucket on average.
-LONGEST_PREFIX, SHORTEST_PREFIX, CELLS_PER_BUCKET = 16, 8, 3
+#: Buckets are clustered at the longest prefix that leaves 3 cells to a bucket on average and gives at most 16,384 of
+#: them, which Ward linkage joins in seconds.
+SHORTEST_PREFIX, CELLS_PER_BUCKET, MOST_POINTS = 8, 3, 16_384
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,23 @@ class TokenClusters:
     ----------
     labels : (n_tokens,) int32
         0 to n_clusters - 1, each used.
+    confidence : (n_tokens,) float32
+        See `assignment_confidence`.
     n_clusters : int
     chosen_by : str
         How the number of clusters came about.
     bucket_bits, n_points : int
-        The prefix that was clustered, and how many buckets it has.
+        The prefix that was clustered, and how many tokens it has.
+    warnings : tuple of str
     """
 
     labels: NDArray[np.int32]
+    confidence: NDArray[np.float32]
     n_clusters: int
     chosen_by: str
     bucket_bits: int
     n_points: int
+    warnings: tuple[str, ...] = ()
 
 
 def cluster_tokens(
@@ -54,33 +63,45 @@ def cluster_tokens(
     n_clusters: int | None = None,
     resolution: float | None = None,
     bucket_bits: int | None = None,
+    transformer: TransformerSettings | None = None,
     seed: int = 0,
     n_threads: int = 1,
+    batch_names: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> TokenClusters:
-    """Cluster tokens weighted by their counts.
+    """Cluster tokens weighted by their counts; tokens of several batches are integrated first.
 
     Parameters
     ----------
     method
         ``ward``: count-weighted Ward linkage refined by k-means; ``kmeans``: count-weighted k-means, the tightest
         of ten random starts and one from a Ward tree; ``leiden``: communities of the nearest-neighbour graph of the
-        tokens.
+        tokens; ``transformer``: clusters of the token embedding that a Transformer learns from the buckets around each
+        (`hashstream.cluster.transformer`).
     n_clusters
         None: chosen from the tokens (`choose_n_clusters`). Leiden gets as near to it as the graph allows.
     resolution
-        Of Leiden; only for it, and only without `n_clusters`.
+        Of Leiden, on the tokens or, for ``transformer``, on the embedding that it learns; excludes `n_clusters`.
     bucket_bits
         Prefix at which the tokens are clustered; None: see `clustering_prefix`.
+    transformer
+        Settings of the Transformer.
+    batch_names
+        Names of the batches of the tokens, for messages.
+    progress
+        Called with (steps done, steps in all) while the Transformer learns.
 
     Raises
     ------
     SettingsError
-        If the settings contradict each other, or ask for more clusters than there are buckets.
+        If the settings contradict each other, or ask for more clusters than there are buckets; or torch is missing.
+    TrainingError
+        If the Transformer's loss is not a number.
     """
     if method not in METHODS:
         raise SettingsError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
-    if resolution is not None and (method != "leiden" or n_clusters is not None):
-        raise SettingsError("a resolution is for --method leiden alone, and excludes --n-clusters.")
+    if resolution is not None and (method not in ("leiden", "transformer") or n_clusters is not None):
+        raise SettingsError("a resolution is for --method leiden or transformer, and excludes --n-clusters.")
     if n_clusters is not None and not 1 <= n_clusters <= tokens.n_tokens:
         raise SettingsError(
             f"{n_clusters} clusters asked for, but the run has {tokens.n_tokens} buckets; use at most that many, or "
@@ -93,23 +114,42 @@ def cluster_tokens(
     coarse, parent = tokens.shorten(bucket_bits)
     if n_clusters is not None and n_clusters > coarse.n_tokens:
         raise SettingsError(f"{n_clusters} clusters asked for, but {bucket_bits} bits give {coarse.n_tokens} buckets.")
-    labels, chosen_by = _cluster(coarse, method, n_clusters, resolution, seed, n_threads)
+    points = scaled_points(coarse)
+    warnings: tuple[str, ...] = ()
+    if coarse.batches is not None:
+        points, warnings = _integrated(coarse, points, batch_names, seed)
+    wanted = _Wanted(n_clusters, resolution, seed, n_threads)
+    if coarse.n_tokens == 1:
+        labels, chosen_by = np.zeros(1, dtype=np.int32), "there is one bucket"
+    elif method == "transformer":
+        labels, points, chosen_by = _transformer(coarse, points, wanted, transformer, progress)
+    else:
+        labels, chosen_by = _cluster(coarse, points, method, wanted)
     used, compact = np.unique(labels, return_inverse=True)
-    return TokenClusters(compact.astype(np.int32)[parent], len(used), chosen_by, bucket_bits, coarse.n_tokens)
+    confidence = assignment_confidence(points, coarse.counts, compact)
+    return TokenClusters(
+        compact.astype(np.int32)[parent],
+        confidence[parent],
+        len(used),
+        chosen_by,
+        bucket_bits,
+        coarse.n_tokens,
+        warnings,
+    )
 
 
 def clustering_prefix(tokens: Tokens, *, at_least: int = 1) -> int:
-    """The longest prefix of at most 16 bits that leaves 3 cells to a bucket on average, but at least 8 bits.
+    """The longest prefix that leaves 3 cells to a bucket on average and gives at most 16,384 buckets; at least 8 bits.
 
     Shorter buckets average out noise and cost less; longer ones are nearly single cells. A longer prefix is taken
     where it needs one to have `at_least` buckets.
     """
-    longest = min(LONGEST_PREFIX, tokens.bucket_bits)
-    best = min(SHORTEST_PREFIX, tokens.bucket_bits)
-    for bits in range(longest, best, -1):
-        if tokens.n_prefixes(bits) * CELLS_PER_BUCKET <= tokens.n_cells:
-            best = bits
-            break
+    most = min(tokens.n_cells // CELLS_PER_BUCKET, MOST_POINTS)
+    best, too_long = min(SHORTEST_PREFIX, tokens.bucket_bits), tokens.bucket_bits + 1
+    # The number of distinct prefixes rises with their length, so the length is found by bisection.
+    while too_long - best > 1:
+        middle = (best + too_long) // 2
+        best, too_long = (middle, too_long) if tokens.n_prefixes(middle) <= most else (best, middle)
     while best < tokens.bucket_bits and tokens.n_prefixes(best) < at_least:
         best += 1
     return best
@@ -127,34 +167,74 @@ def scaled_points(tokens: Tokens) -> NDArray[np.float32]:
     return (centred / np.maximum(deviation, 1e-12) ** DEVIATION_POWER).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What was asked of the clusters."""
+
+    n_clusters: int | None
+    resolution: float | None
+    seed: int
+    n_threads: int
+
+    def number(self, points: NDArray[np.float32], counts: NDArray[np.int64]) -> tuple[int, str]:
+        """The number of clusters, and what chose it."""
+        if self.n_clusters is not None:
+            return self.n_clusters, "user"
+        found = choose_n_clusters(points, counts, seed=self.seed)
+        return found, "Leiden communities of the token graph at resolution 1"
+
+
+def _integrated(
+    tokens: Tokens, points: NDArray[np.float32], names: Sequence[str] | None, seed: int
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Points with the differences of batches taken out, and what is doubtful about it."""
+    assert tokens.batches is not None
+    raise NotImplementedError
+
+
 def _cluster(
-    tokens: Tokens, method: str, n_clusters: int | None, resolution: float | None, seed: int, n_threads: int
+    tokens: Tokens, points: NDArray[np.float32], method: str, wanted: _Wanted
 ) -> tuple[NDArray[np.int32], str]:
-    if tokens.n_tokens == 1:
-        return np.zeros(1, dtype=np.int32), "there is one bucket"
+    counts = tokens.counts
     if method == "leiden":
-        return _leiden(tokens, n_clusters, resolution, seed)
-    points = scaled_points(tokens)
-    chosen_by = "user"
-    if n_clusters is None:
-        n_clusters = choose_n_clusters(points, tokens.counts, seed=seed)
-        chosen_by = "Leiden communities of the token graph at resolution 1"
+        return _leiden(points, counts, wanted)
+    n_clusters, chosen_by = wanted.number(points, counts)
+    if method == "kmeans":
+        # Components as they are; corrected for batches, they are only to be had scaled.
+        points = tokens.means[:, :N_DIMS] if tokens.batches is None else points
+    linkage = ward_linkage(points, counts.astype(np.float64), n_threads=wanted.n_threads)
     if method == "kmeans":
         # Ten random starts often miss the tightest clusters; a cut of the Ward tree is one more, usually a good one.
-        components = tokens.means[:, :N_DIMS]
-        start = cut_tree(ward_linkage(components, tokens.counts.astype(np.float64), n_threads=n_threads), n_clusters)
-        return weighted_kmeans(components, tokens.counts, n_clusters, seed=seed, start=start), chosen_by
-    linkage = ward_linkage(points, tokens.counts.astype(np.float64), n_threads=n_threads)
-    return ward_clusters(points, tokens.counts, linkage, n_clusters), chosen_by
+        start = cut_tree(linkage, n_clusters)
+        return weighted_kmeans(points, counts, n_clusters, seed=wanted.seed, start=start), chosen_by
+    return ward_clusters(points, counts, linkage, n_clusters), chosen_by
 
 
-def _leiden(
-    tokens: Tokens, n_clusters: int | None, resolution: float | None, seed: int
-) -> tuple[NDArray[np.int32], str]:
-    neighbours = token_neighbours(scaled_points(tokens), graph_neighbours(tokens.n_tokens))
-    graph = token_graph(neighbours, size=np.sqrt(tokens.counts))
-    if n_clusters is not None:
-        labels, found = leiden_with_n_clusters(graph, n_clusters, seed=seed)
-        return labels, f"user ({n_clusters} asked for, at resolution {found:.3g})"
-    value = 1.0 if resolution is None else resolution
-    return leiden_clusters(graph, resolution=value, seed=seed), f"Leiden communities at resolution {value:g}"
+def _transformer(
+    tokens: Tokens,
+    points: NDArray[np.float32],
+    wanted: _Wanted,
+    settings: TransformerSettings | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[NDArray[np.int32], NDArray[np.float32], str]:
+    """Labels, the learned points, and what chose the number of clusters."""
+    seed, n_threads = wanted.seed, wanted.n_threads
+    if wanted.resolution is not None:
+        learned = learn_tokens(tokens, points, settings=settings, seed=seed, n_threads=n_threads, progress=progress)
+        labels, chosen_by = _leiden(learned, tokens.counts, wanted)
+        return labels, learned, f"{chosen_by} of the learned tokens"
+    n_clusters, chosen_by = wanted.number(points, tokens.counts)
+    found = transformer_clusters(
+        tokens, points, n_clusters, settings=settings, seed=seed, n_threads=n_threads, progress=progress
+    )
+    return found.labels, found.points, chosen_by
+
+
+def _leiden(points: NDArray[np.float32], counts: NDArray[np.int64], wanted: _Wanted) -> tuple[NDArray[np.int32], str]:
+    neighbours = token_neighbours(points, graph_neighbours(len(points)))
+    graph = token_graph(neighbours, size=np.sqrt(counts))
+    if wanted.n_clusters is not None:
+        labels, found = leiden_with_n_clusters(graph, wanted.n_clusters, seed=wanted.seed)
+        return labels, f"user ({wanted.n_clusters} asked for, at resolution {found:.3g})"
+    value = 1.0 if wanted.resolution is None else wanted.resolution
+    return leiden_clusters(graph, resolution=value, seed=wanted.seed), f"Leiden communities at resolution {value:g}"

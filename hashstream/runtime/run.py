@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ class Run:
                     f"{self.path}: the run has no {column!r} yet; make it with `hashstream {stage} {self.path}`."
                 )
 
-    def set_cell_columns(self, values: Mapping[str, pa.Array], *, stage: str, record: Mapping[str, Any]) -> Run:
+    def set_bucket_columns(self, values: Mapping[str, pa.Array], *, stage: str, record: Mapping[str, Any]) -> Run:
         """Give every cell its bucket's value in some columns, and note the stage in ``run.json``.
 
         Parameters
@@ -179,15 +179,47 @@ class Run:
         stage, record
             Name of the stage, and what it wants to say about itself (JSON values).
         """
-        kept = [c for c in self.cell_columns() if c not in values]
-        columns = tuple(schema.CELL_COLUMNS[name] for name in [*kept, *values])
+
+        def look_up(rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
+            return {name: column.take(pa.array(buckets)) for name, column in values.items()}
+
+        return self.set_cell_columns(list(values), look_up, stage=stage, record=record)
+
+    def set_cell_columns(
+        self,
+        names: Sequence[str],
+        values_of: Callable[[slice, NDArray[np.int32]], Mapping[str, pa.Array]],
+        *,
+        stage: str,
+        record: Mapping[str, Any],
+        without: Sequence[str] = (),
+    ) -> Run:
+        """Give every cell a value in some columns, and note the stage in ``run.json``.
+
+        Parameters
+        ----------
+        names
+            Columns of the schema.
+        values_of
+            Called for consecutive blocks of cells with their rows and their buckets (n,); gives for each column an
+            arrow array of (n,) values.
+        stage, record
+            Name of the stage, and what it wants to say about itself (JSON values).
+        without
+            Columns of an earlier call of the stage that do not hold any more, and are left out.
+        """
+        kept = [c for c in self.cell_columns() if c not in names and c not in without]
+        columns = tuple(schema.CELL_COLUMNS[name] for name in [*kept, *names])
         target = self.path / CELLS
         aside = partial_path(target)
+        start = 0
         with pq.ParquetWriter(aside, schema.arrow_schema(columns), **PARQUET_OPTIONS) as writer:
             for batch in self.iter_cells(kept):
-                buckets = batch.column(kept.index("bucket"))
-                looked_up = [values[name].take(buckets) for name in values]
-                writer.write_batch(pa.record_batch([*batch.columns, *looked_up], schema=schema.arrow_schema(columns)))
+                rows = slice(start, start + batch.num_rows)
+                found = values_of(rows, batch.column(kept.index("bucket")).to_numpy())
+                arrays = [*batch.columns, *(found[name] for name in names)]
+                writer.write_batch(pa.record_batch(arrays, schema=schema.arrow_schema(columns)))
+                start = rows.stop
         aside.replace(target)
         meta = {**self.meta, "stages": {**self.meta.get("stages", {}), stage: dict(record)}}
         write_json(self.path / META, meta)

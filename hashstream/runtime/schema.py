@@ -42,12 +42,15 @@ def batch_columns(n_words: int, n_dims: int) -> tuple[Column, ...]:
 ROW = Column("row", pa.int64(), "row of the cell in the atlas")
 BUCKET = Column("bucket", pa.int32(), "bucket of the cell: a row of buckets.parquet")
 CLUSTER = Column("cluster", pa.dictionary(pa.int32(), pa.string()), "cluster of the cell's bucket")
+CLUSTER_CONFIDENCE = Column(
+    "cluster_confidence", pa.float32(), "similarity to the own cluster over that to it and the next best, 0 to 1"
+)
 LABEL = Column("label", pa.dictionary(pa.int32(), pa.string()), "label of the cell's bucket, or 'unknown'")
 LABEL_CONFIDENCE = Column("label_confidence", pa.float32(), "share of the weighted votes for the label, 0 to 1")
 LABEL_DISTANCE = Column("label_distance", pa.float32(), "mean Hamming distance to the reference buckets that voted")
 
 #: Columns of ``cells.parquet``: the first two from encode, the others as stages add them.
-CELL_COLUMNS = {c.name: c for c in (ROW, BUCKET, CLUSTER, LABEL, LABEL_CONFIDENCE, LABEL_DISTANCE)}
+CELL_COLUMNS = {c.name: c for c in (ROW, BUCKET, CLUSTER, CLUSTER_CONFIDENCE, LABEL, LABEL_CONFIDENCE, LABEL_DISTANCE)}
 REQUIRED_CELL_COLUMNS = (ROW, BUCKET)
 
 

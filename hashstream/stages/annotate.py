@@ -80,5 +80,5 @@ def annotate(
         "label_confidence": pa.array(vote.confidence.astype(np.float32)),
         "label_distance": pa.array(vote.distance.astype(np.float32)),
     }
-    run.set_cell_columns(columns, stage="annotate", record=record)
+    run.set_bucket_columns(columns, stage="annotate", record=record)
     return record

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,10 @@ def batch_tokens(
     return tokens, batch_of_cell, names
 
 
-def token_of_cell(run: Run, tokens: Tokens, batch_of_cell: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
-    """The row of each cell's token, in batches of cells in order: (n,) int32.
+def token_of_cell(
+    run: Run, tokens: Tokens, batch_of_cell: NDArray[np.int32]
+) -> Callable[[slice], NDArray[np.int32]]:
+    """A function that gives the rows of the tokens of some consecutive cells: (n,) int32.
 
     Parameters
     ----------
@@ -121,9 +123,7 @@ def token_of_cell(run: Run, tokens: Tokens, batch_of_cell: NDArray[np.int32]) ->
     batch_of_cell : (n_cells,) int32
     """
     index = BucketIndex(tokens)
-    for start in range(0, run.n_cells, BATCH_ROWS):
-        stop = min(start + BATCH_ROWS, run.n_cells)
-        yield index.rows(run.codes(start, stop), batch_of_cell[start:stop])
+    return lambda cells: index.rows(run.codes(cells.start, cells.stop), batch_of_cell[cells])
 
 
 def batch_file(run: Run, key: str) -> Path:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from hashstream.cluster import cluster_tokens
+from hashstream.buckets import Tokens
+from hashstream.cluster import UNSURE, TokenClusters, TransformerSettings, cluster_tokens
 from hashstream.errors import SettingsError
+from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run, categories
+from hashstream.stages.batches import batch_tokens, token_of_cell
+
+#: Buckets in the record of those that hold many cells and are torn between two clusters.
+MIXED_LISTED = 10
 
 
 def parse_n_clusters(text: str | int) -> int | None:
@@ -40,53 +49,120 @@ def cluster(
     method: str = "ward",
     resolution: float | None = None,
     bucket_bits: int | None = None,
+    batch_key: str | None = None,
+    transformer: TransformerSettings | None = None,
+    atlas: Sequence[str | Path] | None = None,
     seed: int = 0,
+    progress: ProgressListener | None = None,
 ) -> dict[str, Any]:
-    """Cluster a run and write the column ``cluster`` of its cells.
+    """Cluster a run and write the columns ``cluster`` and ``cluster_confidence`` of its cells.
 
     Parameters
     ----------
     n_clusters
         None: chosen from the tokens, without labels.
-    method, resolution, bucket_bits, seed
+    method, resolution, bucket_bits, transformer, seed
         See `hashstream.cluster.cluster_tokens`.
+    batch_key
+        Column of obs with the batch of each cell: tokens are split by batch (`hashstream.stages.batches`, one more
+        pass over the atlas the first time) and integrated before they are clustered.
+    atlas
+        Where the atlas is now, if not where it was encoded; for `batch_key`.
 
     Returns
     -------
     dict
-        Method, number of clusters, their sizes, and the time it took.
+        Method, number of clusters, their sizes, warnings, the time it took, and ``mixed``: the share of cells in
+        buckets that are torn between two clusters, and the largest such buckets.
 
     Raises
     ------
-    InputError, SettingsError
+    InputError, SettingsError, TrainingError
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run, progress = run if isinstance(run, Run) else Run.open(run), progress or Silent()
     begin = time.perf_counter()
-    tokens = run.tokens()
-    found = cluster_tokens(
+    names: list[str] | None = None
+    if batch_key is None:
+        tokens = run.tokens()
+    else:
+        tokens, batch_of_cell, names = batch_tokens(run, batch_key, atlas=atlas, progress=progress)
+    found = _with_progress(
         tokens,
+        progress,
         method=method,
         n_clusters=n_clusters,
         resolution=resolution,
         bucket_bits=bucket_bits,
+        transformer=transformer,
         seed=seed,
         n_threads=available_threads(),
+        batch_names=names,
     )
+    for warning in found.warnings:
+        progress.note(f"warning: {warning}")
     sizes = np.bincount(found.labels, weights=tokens.counts, minlength=found.n_clusters).astype(np.int64)
     # Clusters are numbered from the largest to the smallest, as users of scanpy expect.
     rank = np.empty(found.n_clusters, dtype=np.int32)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(found.n_clusters, dtype=np.int32)
-    names = [str(i) for i in range(found.n_clusters)]
+    labels = rank[found.labels]
     record = {
         "method": method,
         "n_clusters": found.n_clusters,
         "chosen_by": found.chosen_by,
         "n_buckets": found.n_points,
         "bucket_bits": found.bucket_bits,
+        "batch_key": batch_key,
         "sizes": sorted(sizes.tolist(), reverse=True),
+        "mixed": _mixed(tokens, labels, found.confidence),
+        "warnings": list(found.warnings),
         "seed": seed,
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    run.set_cell_columns({"cluster": categories(names, rank[found.labels])}, stage="cluster", record=record)
+    values = {
+        "cluster": categories([str(i) for i in range(found.n_clusters)], labels),
+        "cluster_confidence": pa.array(found.confidence),
+    }
+    if batch_key is None:
+        run.set_bucket_columns(values, stage="cluster", record=record)
+        return record
+    token_rows = token_of_cell(run, tokens, batch_of_cell)
+
+    def look_up(cells: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
+        rows = pa.array(token_rows(cells))
+        return {name: column.take(rows) for name, column in values.items()}
+
+    run.set_cell_columns(list(values), look_up, stage="cluster", record=record)
     return record
+
+
+def _with_progress(tokens: Tokens, progress: ProgressListener, **options: Any) -> TokenClusters:
+    """`cluster_tokens`, the steps of a Transformer shown as they are done."""
+    shown = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if shown == 0:
+            progress.start("learn tokens", total, "steps")
+        progress.advance(done - shown)
+        shown = done
+
+    try:
+        return cluster_tokens(tokens, progress=show, **options)
+    finally:
+        if shown:
+            progress.finish()
+
+
+def _mixed(tokens: Tokens, labels: NDArray[np.int32], confidence: NDArray[np.float32]) -> dict[str, Any]:
+    """Buckets that are torn between two clusters, the largest first."""
+    unsure = np.flatnonzero(confidence < UNSURE)
+    largest = unsure[np.argsort(-tokens.counts[unsure], kind="stable")][:MIXED_LISTED]
+    return {
+        "confidence_below": UNSURE,
+        "share_of_cells": round(float(tokens.counts[unsure].sum() / tokens.n_cells), 4),
+        "largest": [
+            {"cells": int(tokens.counts[i]), "cluster": str(labels[i]), "confidence": round(float(confidence[i]), 3)}
+            for i in largest
+        ],
+    }

@@ -43,24 +43,27 @@ def evaluate(run: Run, truth: str, *, atlas: Sequence[str | Path] | None = None)
     }
     present = run.cell_columns()
     if "cluster" in present:
-        result["cluster"] = clustering_metrics(_by_value(run, "cluster", counts)[0])
+        result["cluster"] = clustering_metrics(_by_value(run, "cluster", codes, len(names))[0])
     if "label" in present:
-        table, found = _by_value(run, "label", counts)
+        table, found = _by_value(run, "label", codes, len(names))
         result["label"] = label_metrics(table, found, names, unknown=UNKNOWN)
     if len(result) == 3:
         result["hint"] = f"the run has neither clusters nor labels yet: hashstream cluster {run.path}"
     return result
 
 
-def _by_value(run: Run, column: str, counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
-    """Contingency of a column of cells.parquet with the truth; the column is constant within a bucket."""
-    of_bucket = np.full(run.n_buckets, -1, dtype=np.int64)
-    names: list[str] = []
-    for batch in run.iter_cells(["bucket", column]):
-        values = batch.column(1)
-        names = values.dictionary.to_pylist()
-        of_bucket[batch.column(0).to_numpy()] = values.indices.to_numpy()
-    table = np.zeros((len(names), counts.shape[1]), dtype=np.int64)
-    seen = of_bucket >= 0
-    np.add.at(table, of_bucket[seen], counts[seen])
+def _by_value(run: Run, column: str, truth: NDArray[np.int32], n_types: int) -> tuple[NDArray[np.int64], list[str]]:
+    """Contingency of a column of cells.parquet with the truth; cells without truth are left out."""
+    table, names = np.zeros((0, n_types), dtype=np.int64), list[str]()
+    start = 0
+    for batch in run.iter_cells([column]):
+        values = batch.column(0)
+        if not names:
+            names = values.dictionary.to_pylist()
+            table = np.zeros((len(names), n_types), dtype=np.int64)
+        types = truth[start : start + len(values)]
+        known = types >= 0
+        flat = values.indices.to_numpy()[known].astype(np.int64) * n_types + types[known]
+        table += np.bincount(flat, minlength=table.size).reshape(table.shape)
+        start += len(values)
     return table, names

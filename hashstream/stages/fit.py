@@ -2,37 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hashstream.atlas import Atlas, open_atlas
-from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, draw_sample
+from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, Sample, draw_sample
 from hashstream.hashing import Hasher, PcaItqSettings, fit_pca_itq
+from hashstream.hashing.neural import NeuralSettings, choose_device, fit_neural
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish, remove
 from hashstream.runtime.memory import trim
 from hashstream.runtime.provenance import available_threads
 
+_CHECKPOINT = "checkpoint"
+FitSettings = PcaItqSettings | NeuralSettings
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What a method may use beside the sample and its settings.
+
+    Attributes
+    ----------
+    atlas : Atlas
+        The sample's blocks name the rows of it that they hold.
+    seed, threads : int
+    progress : ProgressListener
+    checkpoint_dir : Path or None
+        Where training is kept while it runs.
+    resume : bool
+        Whether to continue what `checkpoint_dir` holds.
+    provenance : dict
+        To be added to that of the Hasher.
+    """
+
+    atlas: Atlas
+    seed: int
+    threads: int
+    progress: ProgressListener
+    checkpoint_dir: Path | None = None
+    resume: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitMethod:
+    """A way to learn a Hasher.
+
+    Attributes
+    ----------
+    settings : type
+        Class of its settings.
+    learn : function
+        From a sample of cells, settings and context to the Hasher.
+    check : function, optional
+        Raises, before anything is read, where the settings ask for what is not there.
+    """
+
+    settings: type
+    learn: Callable[[Sample, Any, FitContext], Hasher]
+    check: Callable[[Any], object] | None = None
+
+
+def _pca_itq(sample: Sample, settings: PcaItqSettings, context: FitContext) -> Hasher:
+    return fit_pca_itq(sample, settings, seed=context.seed, threads=context.threads, provenance=context.provenance)
+
+
+def _neural(sample: Sample, settings: NeuralSettings, context: FitContext) -> Hasher:
+    return fit_neural(
+        sample,
+        settings,
+        seed=context.seed,
+        threads=context.threads,
+        checkpoint_dir=context.checkpoint_dir,
+        resume=context.resume,
+        progress=context.progress,
+        provenance=context.provenance,
+    )
+
+
+METHODS: dict[str, FitMethod] = {
+    "pca-itq": FitMethod(PcaItqSettings, _pca_itq),
+    "neural": FitMethod(NeuralSettings, _neural, check=lambda settings: choose_device(settings.device)),
+}
+
 
 def fit_hasher(
     atlas: Atlas,
     *,
-    settings: PcaItqSettings | None = None,
+    settings: FitSettings | None = None,
     sample_cells: int = DEFAULT_SAMPLE_CELLS,
     seed: int = 0,
+    checkpoint_dir: Path | None = None,
+    resume: bool = False,
     progress: ProgressListener | None = None,
 ) -> Hasher:
-    """A `pca-itq` Hasher of an open atlas, in memory."""
+    """A Hasher of an open atlas, in memory; the class of the settings names the method (`METHODS`)."""
+    settings = settings or PcaItqSettings()
+    method = next(name for name, method in METHODS.items() if isinstance(settings, method.settings))
+    check = METHODS[method].check
+    if check is not None:
+        check(settings)
     progress = progress or Silent()
-    progress.note(f"fit: learning a pca-itq hasher from at most {sample_cells:,} cells")
+    progress.note(f"fit: learning a {method} hasher from at most {sample_cells:,} cells")
     sample = draw_sample(atlas, n_cells=sample_cells, seed=seed)
-    provenance: dict[str, Any] = {
-        "atlas": atlas.paths,
-        "matrix": [store.matrix_name for store in atlas.stores],
-        "atlas_cells": atlas.n_cells,
-    }
-    hasher = fit_pca_itq(sample, settings, seed=seed, threads=available_threads(), provenance=provenance)
+    context = FitContext(
+        atlas=atlas,
+        seed=seed,
+        threads=available_threads(),
+        progress=progress,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+        provenance={
+            "atlas": atlas.paths,
+            "matrix": [store.matrix_name for store in atlas.stores],
+            "atlas_cells": atlas.n_cells,
+        },
+    )
+    hasher = METHODS[method].learn(sample, settings, context)
     del sample
     trim()
     return hasher
@@ -42,10 +131,11 @@ def fit(
     sources: str | Path | Sequence[str | Path],
     target: str | Path,
     *,
-    settings: PcaItqSettings | None = None,
+    settings: FitSettings | None = None,
     sample_cells: int = DEFAULT_SAMPLE_CELLS,
     layer: str | None = None,
     seed: int = 0,
+    resume: bool = False,
     force: bool = False,
     progress: ProgressListener | None = None,
 ) -> Hasher:
@@ -58,22 +148,34 @@ def fit(
     target
         Folder to make.
     settings
-        Of the hash function.
+        Of the hash function; their class names the method.
     sample_cells
         Most cells to learn from.
     layer
         Where the raw counts are; see `hashstream.atlas.open_atlas`.
+    resume
+        Continue the training that an interrupted call with the same arguments left beside `target`.
 
     Raises
     ------
-    InputError, SettingsError, TargetExistsError
+    InputError, SettingsError, TargetExistsError, MissingDependencyError, TrainingError
     """
     target = Path(target)
     check_target(target, force=force)
     atlas = open_atlas(sources, layer=layer)
-    hasher = fit_hasher(atlas, settings=settings, sample_cells=sample_cells, seed=seed, progress=progress)
     partial = partial_path(target)
-    remove(partial)
+    if not resume:
+        remove(partial)
+    hasher = fit_hasher(
+        atlas,
+        settings=settings,
+        sample_cells=sample_cells,
+        seed=seed,
+        checkpoint_dir=partial / _CHECKPOINT,
+        resume=resume,
+        progress=progress,
+    )
     hasher.save(partial)
+    remove(partial / _CHECKPOINT)
     publish(partial, target)
     return hasher

@@ -8,13 +8,18 @@ from scipy.cluster.hierarchy import fcluster, ward
 from sklearn.metrics import adjusted_rand_score
 
 from hashstream.buckets import Tokens
-from hashstream.cluster import METHODS, cluster_tokens, scaled_points
+from hashstream.cluster import METHODS, TransformerSettings, cluster_tokens, partition, scaled_points
+from hashstream.cluster.confidence import assignment_confidence
 from hashstream.cluster.kmeans import refine_by_kmeans, weighted_kmeans, weighted_means
 from hashstream.cluster.neighbours import token_neighbours
 from hashstream.cluster.partition import clustering_prefix
 from hashstream.cluster.ward import cut_tree
 from hashstream.errors import SettingsError
 from hashstream.kernels import ward_linkage
+
+
+#: As little training as shows that the parts fit together.
+QUICK = TransformerSettings(n_steps=15, kl_steps=5, batch_tokens=32, n_hidden=16, n_neighbours=4)
 
 
 def blobs(n: int = 400, k: int = 5, seed: int = 0, n_dims: int = 12) -> tuple[Tokens, np.ndarray]:
@@ -31,10 +36,10 @@ def blobs(n: int = 400, k: int = 5, seed: int = 0, n_dims: int = 12) -> tuple[To
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_find_clear_groups(method: str) -> None:
     tokens, truth = blobs()
-    known = cluster_tokens(tokens, method=method, n_clusters=5, bucket_bits=20)
+    known = cluster_tokens(tokens, method=method, n_clusters=5, bucket_bits=20, transformer=QUICK)
     assert known.n_clusters == 5
     assert adjusted_rand_score(truth, known.labels) > 0.99
-    auto = cluster_tokens(tokens, method=method, bucket_bits=20)
+    auto = cluster_tokens(tokens, method=method, bucket_bits=20, transformer=QUICK)
     assert adjusted_rand_score(truth, auto.labels) > 0.8
     assert set(auto.labels) == set(range(auto.n_clusters))
 
@@ -42,7 +47,7 @@ def test_methods_find_clear_groups(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_same_seed_same_clusters(method: str) -> None:
     tokens, _ = blobs(seed=4)
-    a, b = (cluster_tokens(tokens, method=method, n_clusters=7, seed=3) for _ in range(2))
+    a, b = (cluster_tokens(tokens, method=method, n_clusters=7, seed=3, transformer=QUICK) for _ in range(2))
     assert np.array_equal(a.labels, b.labels)
 
 
@@ -99,12 +104,18 @@ def test_components_are_divided_by_the_root_of_their_deviation() -> None:
 def test_prefix_rule() -> None:
     tokens, _ = blobs(n=3000)
     bits = clustering_prefix(tokens)
-    assert bits <= 16
     assert tokens.n_prefixes(bits) * 3 <= tokens.n_cells
-    assert bits == 16 or tokens.n_prefixes(bits + 1) * 3 > tokens.n_cells
+    assert bits == 20 or tokens.n_prefixes(bits + 1) * 3 > tokens.n_cells
     singles = Tokens(tokens.codes, np.ones(3000, dtype=np.int64), tokens.means, 20)
     assert 8 <= clustering_prefix(singles) < 12
     assert singles.n_prefixes(clustering_prefix(singles, at_least=2500)) >= 2500
+
+
+def test_prefix_rule_bounds_the_number_of_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, _ = blobs(n=3000)
+    monkeypatch.setattr(partition, "MOST_POINTS", 500)
+    bits = clustering_prefix(tokens)
+    assert tokens.n_prefixes(bits) <= 500 < tokens.n_prefixes(bits + 1)
 
 
 def test_shortened_tokens_are_exact_merges() -> None:
@@ -138,8 +149,8 @@ def test_one_token_is_one_cluster() -> None:
 def test_two_tokens() -> None:
     two = Tokens(np.array([[0], [1]], np.uint64), np.array([7, 1]), np.eye(2, 4, dtype=np.float32), 16)
     for method in METHODS:
-        assert cluster_tokens(two, method=method, n_clusters=2).labels.tolist() in ([0, 1], [1, 0])
-        assert cluster_tokens(two, method=method).n_clusters in (1, 2)
+        assert cluster_tokens(two, method=method, n_clusters=2, transformer=QUICK).labels.tolist() in ([0, 1], [1, 0])
+        assert cluster_tokens(two, method=method, transformer=QUICK).n_clusters in (1, 2)
 
 
 def test_bad_settings() -> None:
@@ -152,3 +163,20 @@ def test_bad_settings() -> None:
         cluster_tokens(tokens, method="dbscan")
     with pytest.raises(SettingsError, match="bucket_bits is 21"):
         cluster_tokens(tokens, bucket_bits=21)
+
+
+def test_leiden_of_learned_tokens() -> None:
+    tokens, truth = blobs()
+    found = cluster_tokens(tokens, method="transformer", resolution=0.5, bucket_bits=20, transformer=QUICK)
+    assert adjusted_rand_score(truth, found.labels) > 0.8
+    assert found.chosen_by == "Leiden communities at resolution 0.5 of the learned tokens"
+
+
+def test_confidence_is_high_inside_and_even_between() -> None:
+    points = np.array([[-5.0, 0.0], [-5.2, 0.0], [5.0, 0.0], [5.2, 0.0], [0.0, 0.0], [6.0, 0.0]], dtype=np.float32)
+    counts = np.array([100, 100, 100, 100, 1, 1])
+    found = assignment_confidence(points, counts, np.array([0, 0, 1, 1, 0, 0]))
+    assert (found[:4] > 0.95).all()
+    assert found[4] == pytest.approx(0.5, abs=0.05)
+    assert found[5] < 0.05, "given to the farther cluster"
+    assert assignment_confidence(points, counts, np.zeros(6, dtype=int)).tolist() == [1.0] * 6

@@ -1,0 +1,156 @@
+"""What the cluster benchmark concludes, and its page: `docs/cluster.md`."""
+
+from __future__ import annotations
+
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks._quality_page import cell_text, grid, machine
+from benchmarks._quality_scores import Entry, values
+from hashstream.runtime.provenance import versions
+
+DEFAULT = "tokens ward"
+#: How far the default's mean ARI must be above clusters of the cells, and the Transformer's above its baseline.
+DEFAULT_MARGIN, TRANSFORMER_MARGIN = 0.04, 0.02
+METRICS = {"ari": "ARI", "nmi": "NMI", "acc": "ACC", "macro_f1": "Macro-F1", "purity": "Purity"}
+
+
+def mean_over(entries: list[Entry], task: str, sets: list[str], metric: str) -> float:
+    """Mean over seeds, then over the sets that have the task; NaN if none has."""
+    found = [statistics.fmean(values(entries, task, n, metric)) for n in sets if values(entries, task, n, metric)]
+    return statistics.fmean(found) if found else float("nan")
+
+
+def summarise(entries: list[Entry], sets: list[str]) -> dict[str, Any]:
+    """Each bar: what it asks, what was found, and whether it holds."""
+    tasks = {entry["task"] for entry in entries}
+    bars: dict[str, Any] = {}
+    if DEFAULT in tasks:
+        ari = {
+            task: mean_over(entries, task, sets, "ari")
+            for task in sorted(tasks)
+            if "codes" not in task and task != "encode"
+        }
+        nmi = {task: mean_over(entries, task, sets, "nmi") for task in (DEFAULT, "cells k-means", "cells Leiden")}
+        best = max(ari["cells k-means"], ari["cells Leiden"])
+        bars["default"] = {
+            "ari": ari[DEFAULT], "cells_kmeans": ari["cells k-means"], "cells_leiden": ari["cells Leiden"], "nmi": nmi,
+            "passed": ari[DEFAULT] >= best + DEFAULT_MARGIN
+            and nmi[DEFAULT] > max(nmi["cells k-means"], nmi["cells Leiden"]),
+        }  # fmt: skip
+        bars["transformer"] = {
+            "ari": ari["tokens transformer"], "smoothed_ward": ari["tokens smoothed ward"],
+            "passed": ari["tokens transformer"] >= ari["tokens smoothed ward"] + TRANSFORMER_MARGIN,
+        }  # fmt: skip
+        for name in sets:
+            cells = values(entries, "cells Harmony k-means", name)
+            if cells:
+                tokens = statistics.fmean(values(entries, "batches ward", name))
+                bars[f"batches {name}"] = {
+                    "ari": tokens, "cells": statistics.fmean(cells), "passed": tokens > statistics.fmean(cells)
+                }  # fmt: skip
+    if "codes neural" in tasks:
+        for metric in ("map16", "map32", "purity_at_equal_buckets"):
+            pairs = {
+                name: tuple(
+                    statistics.fmean(values(entries, f"codes {kind}", name, metric)) for kind in ("neural", "pca-itq")
+                )
+                for name in sets
+            }
+            better = sum(learned > plain for learned, plain in pairs.values())
+            means = [statistics.fmean(pair[i] for pair in pairs.values()) for i in (0, 1)]
+            passed = means[0] >= means[1] if metric.startswith("purity") else better >= min(4, len(sets))
+            bars[f"codes {metric}"] = {
+                "neural": means[0], "pca_itq": means[1], "better_on": better, "of": len(sets), "passed": passed
+            }  # fmt: skip
+    return bars
+
+
+def metric_table(entries: list[Entry], tasks: list[str], sets: list[str], metric: str) -> str:
+    rows = []
+    for task in tasks:
+        found = {name: values(entries, task, name, metric) for name in sets}
+        cells = [cell_text(found[name]) if found[name] else "" for name in sets]
+        rows.append([task, *cells, f"{mean_over(entries, task, sets, metric):.3f}"])
+    return grid(["", *sets, "mean"], rows)
+
+
+def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], sets: list[str], *, seeds: int) -> None:
+    """Writes the page of results."""
+    found = versions()
+    tasks = list(dict.fromkeys(entry["task"] for entry in entries))
+    known = [t for t in tasks if t.startswith(("tokens", "cells")) and "unknown" not in t and "Harmony" not in t]
+    unknown = [t for t in tasks if "unknown" in t]
+    batches = [t for t in tasks if t.startswith("batches") or "Harmony" in t]
+    with_batches = [name for name in sets if any(values(entries, t, name) for t in batches)]
+    codes = [t for t in tasks if t.startswith("codes")]
+    lines = [
+        "# Clusters, integration and learned codes",
+        "",
+        "This page is written by",
+        "",
+        "```",
+        f"python -m benchmarks.cluster --seeds {seeds} --sets {','.join(sets)} "
+        "--json benchmarks/results/cluster.json --markdown docs/cluster.md",
+        "```",
+        "",
+        f"on {datetime.now(UTC):%Y-%m-%d}, {machine()}; Python {found['python']}, numpy {found['numpy']}, scikit-learn "
+        f"{found['scikit-learn']}. Mean and standard deviation over seeds; parts left out have fewer. Cells: scanpy's "
+        "plain recipe (2,000 genes, 50 components), k-means of ten starts, Leiden at the resolution that gives the "
+        "true number of types or the nearest to it.",
+        "",
+        "## Bars",
+        "",
+        grid(
+            ["bar", "holds", "figures"],
+            [
+                [
+                    name,
+                    "yes" if bar["passed"] else "**no**",
+                    ", ".join(f"{k} {_text(v)}" for k, v in bar.items() if k != "passed"),
+                ]
+                for name, bar in summary.items()
+            ],
+        ),
+        "",
+    ]
+    if known:
+        for metric, title in METRICS.items():
+            lines += [f"## {title}, number of types known", "", metric_table(entries, known, sets, metric), ""]
+        lines += ["## ARI, number of types unknown", "", metric_table(entries, unknown, sets, "ari"), ""]
+        lines += ["Number of clusters found:", "", metric_table(entries, unknown, sets, "n_clusters"), ""]
+        if with_batches:
+            lines += ["## Batches integrated: ARI", "", metric_table(entries, batches, with_batches, "ari"), ""]
+            lines += ["NMI:", "", metric_table(entries, batches, with_batches, "nmi"), ""]
+        timed = [*known, *batches]
+        rows = [
+            [
+                task,
+                *(
+                    f"{statistics.median(v):.2f}" if (v := values(entries, task, n, "time_elapsed")) else ""
+                    for n in sets
+                ),
+            ]
+            for task in timed
+        ]
+        peak = max(e["max_rss"] for e in entries if e["task"].startswith(("tokens", "batches")))
+        lines += ["## Seconds (median)", "", grid(["", *sets], rows), ""]
+        lines += [f"Peak memory of the process with all token methods: {peak / 2**20:,.0f} MiB.", ""]
+    if codes:
+        lines += ["## Codes: leave-one-out mAP@100", ""]
+        for bits in (16, 32):
+            lines += [f"{bits} bits:", "", metric_table(entries, codes, sets, f"map{bits}"), ""]
+        lines += ["Purity at equal numbers of buckets (64 to 1,024):", ""]
+        lines += [metric_table(entries, codes, sets, "purity_at_equal_buckets"), ""]
+        lines += ["Seconds of the fit:", "", metric_table(entries, codes, sets, "time_elapsed"), ""]
+    path.write_text("\n".join(lines))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{k} {_text(v)}" for k, v in value.items()) + ")"
+    return str(value)

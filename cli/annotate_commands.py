@@ -1,0 +1,167 @@
+"""Commands around annotation: the reference database, nearest reference cells, and explanations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hashstream.cli import options
+from hashstream.cli.context import Session
+
+pass_session = click.pass_obj
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=options.PathType, metavar="REF_RUN...")
+@click.option("-o", "--output", required=True, type=options.PathType, help="Folder of the reference to make.")
+@click.option("--labels", metavar="KEY", help="Column of obs with the types; required unless --add.")
+@click.option("--batch-key", metavar="KEY", help="Column of obs with the batches, to be counted too.")
+@click.option("--column", "columns", multiple=True, metavar="KEY", help="Another column of obs (repeatable).")
+@click.option("--add", is_flag=True, help="Add the runs to a reference that is there, without encoding again.")
+@options.atlas
+@options.force
+@pass_session
+def reference(
+    session: Session,
+    runs: tuple[Path, ...],
+    output: Path,
+    labels: str | None,
+    batch_key: str | None,
+    columns: tuple[str, ...],
+    add: bool,
+    atlas: tuple[Path, ...],
+    force: bool,
+) -> None:
+    """Make a reference database of encoded, labelled cells: distinct codes, with counts by type and batch."""
+    if add and (labels or batch_key or columns or force):
+        raise click.UsageError("--add counts the columns that the reference has: leave out the others and --force.")
+    if not add and not labels:
+        raise click.UsageError("name the column of obs with the types: --labels KEY (or add to a reference: --add).")
+    if atlas and len(runs) > 1:
+        raise click.UsageError("--atlas says where the atlas of one run is; add runs of moved atlases one by one.")
+    from hashstream.stages.reference import add_to_reference, build_reference
+
+    atlases = {str(runs[0]): atlas} if atlas else None
+    if add:
+        report = add_to_reference(output, runs, atlases=atlases, progress=session.listener())
+    else:
+        report = build_reference(
+            runs,
+            output,
+            labels=labels or "",
+            batch_key=batch_key,
+            columns=columns,
+            atlases=atlases,
+            force=force,
+            progress=session.listener(),
+        )
+    session.show(report)
+
+
+@click.command()
+@options.run
+@click.option("--reference", required=True, type=options.PathType, help="Reference database of the same hasher.")
+@click.option("-o", "--output", required=True, type=options.PathType, help="The .parquet file to write.")
+@click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="Reference cells to find.")
+@click.option(
+    "--column", "columns", multiple=True, metavar="KEY", help="Column to count (repeatable).  [default: the labels]"
+)
+@click.option("--per", type=click.Choice(["bucket", "cell"]), show_default=True, help="What to look up.")
+@click.option("--asymmetric", is_flag=True, help="Rank by float projections against the reference's bits.")
+@click.option(
+    "--candidates", type=click.IntRange(min=1), help="Cells that --asymmetric ranks.  [default: 10 times --neighbours]"
+)
+@options.atlas
+@options.force
+@pass_session
+def neighbours(
+    session: Session,
+    run: Path,
+    reference: Path,
+    output: Path,
+    neighbours: int,
+    columns: tuple[str, ...],
+    per: str,
+    asymmetric: bool,
+    candidates: int | None,
+    atlas: tuple[Path, ...],
+    force: bool,
+) -> None:
+    """Write what the nearest reference cells of each bucket or cell are: types, batches or any column."""
+    from hashstream.stages.neighbours import NeighbourSettings
+    from hashstream.stages.neighbours import neighbours as neighbours_stage
+
+    result = neighbours_stage(
+        run,
+        reference=reference,
+        target=output,
+        columns=columns,
+        settings=NeighbourSettings(k=neighbours, per=per, asymmetric=asymmetric, candidates=candidates),
+        atlas=atlas,
+        force=force,
+        progress=session.listener(),
+    )
+    session.show(result)
+
+
+@click.command()
+@options.run
+@click.option("--hasher", required=True, type=options.PathType, help="Folder that `fit --method anchors` made.")
+@click.option("-o", "--output", required=True, type=options.PathType, help="The .csv file of genes to write.")
+@click.option("--label", metavar="NAME", help="Type to explain.  [default, of a cell or bucket: the nearest anchor's]")
+@click.option("--against", metavar="NAME", help="Explain what speaks for --label and not for this type.")
+@click.option("--cell", type=click.IntRange(min=0), help="Explain this row of the atlas alone.")
+@click.option("--bucket", type=click.IntRange(min=0), help="Explain the mean of this bucket's cells.")
+@click.option("--truth", metavar="KEY", help="Column of obs with the true types.  [default: the run's labels]")
+@click.option(
+    "--method", type=click.Choice(["gradient", "integrated"]), show_default=True, help="Saliency, or integrated."
+)
+@click.option(
+    "--score", type=click.Choice(["tanh", "linear"]), show_default=True, help="What of a bit's projection counts."
+)
+@click.option("--cells", type=click.IntRange(min=1), show_default=True, help="Most cells to look at.")
+@click.option("--plot", type=options.PathType, help="Also draw the top genes: a .png, .svg or .pdf file.")
+@options.atlas
+@options.force
+@pass_session
+def explain(
+    session: Session,
+    run: Path,
+    hasher: Path,
+    output: Path,
+    label: str | None,
+    against: str | None,
+    cell: int | None,
+    bucket: int | None,
+    truth: str | None,
+    method: str,
+    score: str,
+    cells: int,
+    plot: Path | None,
+    atlas: tuple[Path, ...],
+    force: bool,
+) -> None:
+    """Write the genes that make a cell, a bucket or a type what it is labelled, or two types confused."""
+    from hashstream.stages.explain import ExplainSettings
+    from hashstream.stages.explain import explain as explain_stage
+
+    settings = ExplainSettings(
+        label=label, against=against, cell=cell, bucket=bucket, method=method, score=score, cells=cells
+    )
+    result = explain_stage(
+        run,
+        hasher=hasher,
+        target=output,
+        settings=settings,
+        truth=truth,
+        plot=plot,
+        atlas=atlas,
+        seed=session.seed,
+        force=force,
+        progress=session.listener(),
+    )
+    session.show(result)
+
+
+ALL = [reference, neighbours, explain]
