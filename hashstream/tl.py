@@ -3,7 +3,20 @@
 from hashstream.stages.annotate import annotate
 from hashstream.stages.cluster import cluster
 from hashstream.stages.evaluate import evaluate
+from hashstream.stages.explain import explain
 from hashstream.stages.export import export
 from hashstream.stages.inspect import inspect
+from hashstream.stages.neighbours import neighbours
+from hashstream.stages.reference import add_to_reference, build_reference
 
-__all__ = ["annotate", "cluster", "evaluate", "export", "inspect"]
+__all__ = [
+    "add_to_reference",
+    "annotate",
+    "build_reference",
+    "cluster",
+    "evaluate",
+    "explain",
+    "export",
+    "inspect",
+    "neighbours",
+]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hashstream.buckets import Tokens
 from hashstream.cluster.confidence import assignment_confidence
+from hashstream.cluster.integrate import integrate
 from hashstream.cluster.kmeans import weighted_kmeans
 from hashstream.cluster.leiden import leiden_clusters, leiden_with_n_clusters, token_graph
 from hashstream.cluster.neighbours import token_neighbours
@@ -114,17 +115,18 @@ def cluster_tokens(
     coarse, parent = tokens.shorten(bucket_bits)
     if n_clusters is not None and n_clusters > coarse.n_tokens:
         raise SettingsError(f"{n_clusters} clusters asked for, but {bucket_bits} bits give {coarse.n_tokens} buckets.")
-    points = scaled_points(coarse)
-    warnings: tuple[str, ...] = ()
+    means, warnings = coarse.means[:, :N_DIMS], tuple[str, ...]()
     if coarse.batches is not None:
-        points, warnings = _integrated(coarse, points, batch_names, seed)
+        integrated = integrate(means, coarse.counts, coarse.batches, names=batch_names, seed=seed)
+        means, warnings = integrated.points, integrated.warnings
+    points = _scaled(means, coarse.counts)
     wanted = _Wanted(n_clusters, resolution, seed, n_threads)
     if coarse.n_tokens == 1:
         labels, chosen_by = np.zeros(1, dtype=np.int32), "there is one bucket"
     elif method == "transformer":
         labels, points, chosen_by = _transformer(coarse, points, wanted, transformer, progress)
     else:
-        labels, chosen_by = _cluster(coarse, points, method, wanted)
+        labels, chosen_by = _cluster(means, points, coarse.counts, method, wanted)
     used, compact = np.unique(labels, return_inverse=True)
     confidence = assignment_confidence(points, coarse.counts, compact)
     return TokenClusters(
@@ -160,9 +162,13 @@ def scaled_points(tokens: Tokens) -> NDArray[np.float32]:
 
     Leading components otherwise drown the later ones, in which rare types differ.
     """
-    means = tokens.means[:, :N_DIMS].astype(np.float64)
-    weights = tokens.counts / tokens.counts.sum()
-    centred = means - weights @ means
+    return _scaled(tokens.means[:, :N_DIMS], tokens.counts)
+
+
+def _scaled(means: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    weights = counts / counts.sum()
+    wide = means.astype(np.float64)
+    centred = wide - weights @ wide
     deviation = np.sqrt(weights @ (centred * centred))
     return (centred / np.maximum(deviation, 1e-12) ** DEVIATION_POWER).astype(np.float32)
 
@@ -184,24 +190,15 @@ class _Wanted:
         return found, "Leiden communities of the token graph at resolution 1"
 
 
-def _integrated(
-    tokens: Tokens, points: NDArray[np.float32], names: Sequence[str] | None, seed: int
-) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Points with the differences of batches taken out, and what is doubtful about it."""
-    assert tokens.batches is not None
-    raise NotImplementedError
-
-
 def _cluster(
-    tokens: Tokens, points: NDArray[np.float32], method: str, wanted: _Wanted
+    means: NDArray[np.float32], points: NDArray[np.float32], counts: NDArray[np.int64], method: str, wanted: _Wanted
 ) -> tuple[NDArray[np.int32], str]:
-    counts = tokens.counts
+    """Labels by a method that learns nothing; k-means takes the components unscaled."""
     if method == "leiden":
         return _leiden(points, counts, wanted)
     n_clusters, chosen_by = wanted.number(points, counts)
     if method == "kmeans":
-        # Components as they are; corrected for batches, they are only to be had scaled.
-        points = tokens.means[:, :N_DIMS] if tokens.batches is None else points
+        points = means
     linkage = ward_linkage(points, counts.astype(np.float64), n_threads=wanted.n_threads)
     if method == "kmeans":
         # Ten random starts often miss the tightest clusters; a cut of the Ward tree is one more, usually a good one.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from hashstream.annotate.explain import HashLayers, attributions
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.hashing.genes import DEFAULT_MIN_OVERLAP
-from hashstream.kernels import unpack_bits
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish
 from hashstream.runtime.provenance import peak_rss_bytes
 from hashstream.runtime.run import Run
+from hashstream.stages.anchor_signs import AnchorSigns, load_anchors
 from hashstream.stages.cells import standardised_cells
 from hashstream.stages.run_atlas import open_run_atlas
 from hashstream.stages.truth import run_column
@@ -74,30 +73,6 @@ class ExplainSettings:
         if self.bucket is not None:
             return "bucket"
         return "type" if self.against is None else "confusion"
-
-
-@dataclass(frozen=True)
-class AnchorSigns:
-    """Anchors as this stage needs them: names, and the bits of each as -1 and 1."""
-
-    names: list[str]
-    signs: NDArray[np.float64]  # (n_classes, n_bits)
-
-    def of(self, name: str) -> NDArray[np.float64]:
-        """The signs of a class, (n_bits,). Raises SettingsError where there is none of this name."""
-        if name not in self.names:
-            near = get_close_matches(name, self.names, n=3, cutoff=0.5) or sorted(self.names)[:5]
-            raise SettingsError(f"there is no anchor for {name!r}; is it one of {', '.join(map(repr, near))}?")
-        return self.signs[self.names.index(name)]
-
-
-def load_anchors(folder: str | Path, hasher: Hasher) -> AnchorSigns:
-    """The anchors that `hashstream fit --method anchors` keeps beside its Hasher."""
-    from hashstream.annotate.anchors import Anchors
-
-    anchors = Anchors.load(folder)
-    signs = 2.0 * unpack_bits(anchors.codes, hasher.n_bits).astype(np.float64) - 1.0
-    return AnchorSigns([str(name) for name in anchors.names], signs)
 
 
 def explain(

@@ -8,11 +8,14 @@ from typing import Any
 from hashstream.atlas import open_store
 from hashstream.errors import InputError
 from hashstream.hashing import Hasher
+from hashstream.runtime.database import ReferenceDatabase
+from hashstream.runtime.database_schema import META as DATABASE_META
 from hashstream.runtime.run import META, Run
+from hashstream.stages.reference import describe_reference
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """What is at `path`: a dict of JSON values whose ``kind`` is ``run``, ``hasher`` or ``atlas``.
+    """What is at `path`: a dict of JSON values whose ``kind`` is ``run``, ``reference``, ``hasher`` or ``atlas``.
 
     Raises
     ------
@@ -24,6 +27,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file or folder; expected an atlas, a hasher or a run.")
     if (path / META).is_file():
         return _inspect_run(Run.open(path))
+    if (path / DATABASE_META).is_file():
+        return describe_reference(ReferenceDatabase.open(path))
     if (path / "hasher.json").is_file():
         return _inspect_hasher(Hasher.load(path))
     return _inspect_atlas(path)

@@ -148,6 +148,7 @@ def test_export_into_an_existing_zarr(hashstream: Cli, runs: Path) -> None:
             "batch",
             "bucket",
             "cluster",
+            "cluster_confidence",
             "label",
             "label_confidence",
             "label_distance",

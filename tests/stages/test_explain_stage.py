@@ -23,10 +23,11 @@ from hashstream.hashing import Hasher
 from hashstream.kernels import unpack_bits
 from hashstream.runtime.run import Run
 from hashstream.stages import explain as explain_stage
+from hashstream.stages.anchor_signs import AnchorSigns
 from hashstream.stages.annotate import annotate
 from hashstream.stages.cells import standardised_cells
 from hashstream.stages.encode import encode
-from hashstream.stages.explain import AnchorSigns, ExplainSettings, explain, hash_layers
+from hashstream.stages.explain import ExplainSettings, explain, hash_layers
 from tests.synthetic import make_adata
 
 TYPES = [f"type {t}" for t in range(4)]

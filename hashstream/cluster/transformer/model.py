@@ -1,14 +1,15 @@
 """The bucket Transformer: from the sequence of a bucket to where its cells truly lie.
 
-A bucket of n cells is observed at x with variance v / n in each dimension. Its neighbours say where it should lie: a
-learned prior of mean m and variance t. The learned token is the mean of the posterior,
+A bucket of n cells is observed at x with variance v / n in each dimension. Its neighbours say where it should lie, and
+how surely: a learned prior of mean m and variance t. The learned token is the mean of the posterior,
 
     y = x + g (m - x),    g = (v / n) / (v / n + t),
 
 so that a bucket of many cells trusts itself and one of few its neighbours (empirical Bayes; Efron and Morris, "Stein's
 Estimation Rule and Its Competitors", JASA 1973). m is what a Transformer encoder (Vaswani et al., "Attention Is All You
 Need", NeurIPS 2017; pre-norm) reads out at the bucket's own place: the mean of the neighbours under its attention, and
-a correction by a small network. Attention has a learned bias for the number of bits in which two codes differ.
+a correction by a small network, which also widens or narrows t. Attention has a learned bias for the number of bits in
+which two codes differ.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class BucketTransformer(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, heads, settings.dropout) for _ in range(settings.n_layers))
         self.read = ReadOut(width, heads)
         self.correct = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, d)
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, d + 1)
         )
         self.log_prior = nn.Parameter(prior.log())
         nn.init.zeros_(self.hamming.weight)
@@ -141,13 +142,17 @@ class BucketTransformer(nn.Module):
             h = layer(h, bias)
         share, state = self.read(h, bias)
         near = (share[:, :, None] * points[:, 1:]).sum(dim=1)
-        return posterior(
-            points[:, 0], counts[:, 0], near + self.scale * self.correct(state), self.log_prior, self.noise
-        )
+        correction = self.correct(state)  # (b, d + 1)
+        prior_mean = near + self.scale * correction[:, :-1]
+        log_prior = self.log_prior + correction[:, -1:]
+        return posterior(points[:, 0], counts[:, 0], prior_mean, log_prior, self.noise)
 
 
 def posterior(x: Tensor, counts: Tensor, prior_mean: Tensor, log_prior: Tensor, noise: Tensor) -> Outputs:
-    """Where a bucket seen at x (b, d) with `counts` cells (b,) lies, given its prior; 0 cells leave the prior."""
+    """Where a bucket seen at x (b, d) with `counts` cells (b,) lies, given its prior; 0 cells leave the prior.
+
+    `prior_mean` and `log_prior`, the logarithm of its variance, are (b, d); `noise` (d,) is the variance of a cell.
+    """
     prior = log_prior.exp()
     gate = noise / (noise + counts[:, None] * prior)
     return Outputs(x + gate * (prior_mean - x), gate * prior)

@@ -106,10 +106,12 @@ def split_halves(tokens: Tokens, points: NDArray[np.float32]) -> tuple[NDArray[n
     """
     n, d = points.shape
     if tokens.half_counts is None or tokens.half_means is None:
-        return np.repeat(points[:, None], 2, axis=1), np.zeros((n, 2), dtype=np.float32)
+        return np.broadcast_to(points[:, None], (n, 2, d)), np.zeros((n, 2), dtype=np.float32)
     means = tokens.means[:, :d]
     scale = _deviation(points, tokens.counts) / np.maximum(_deviation(means, tokens.counts), 1e-12)
-    half_points = points[:, None] + (tokens.half_means[:, :, :d] - means[:, None]) * scale.astype(np.float32)
+    half_points = tokens.half_means[:, :, :d] - means[:, None]
+    half_points *= scale.astype(np.float32)
+    half_points += points[:, None]
     half_counts = np.stack([tokens.half_counts, tokens.counts - tokens.half_counts], axis=1).astype(np.float32)
     half_counts[(half_counts == 0).any(axis=1)] = 0
     return half_points, half_counts
@@ -131,11 +133,11 @@ def bucket_spread(
     spread = np.zeros(len(counts), dtype=np.float32)
     if not both.any():
         return spread, np.maximum(_deviation(points, counts) ** 2, 1e-12).astype(np.float32)
-    factor = 1 / (1 / half_counts[both].astype(np.float64)).sum(axis=1)
-    squared = (half_points[both, 0] - half_points[both, 1]).astype(np.float64) ** 2
-    noise = np.maximum((factor[:, None] * squared).mean(axis=0), 1e-12)
+    squared = (half_points[both, 0] - half_points[both, 1]) ** 2
+    squared /= (1 / half_counts[both]).sum(axis=1)[:, None]
+    noise = np.maximum(squared.mean(axis=0, dtype=np.float64), 1e-12)
     # Half a prior observation keeps the logarithm finite where both halves agree by chance.
-    relative = (squared * factor[:, None]).sum(axis=1) / noise.sum()
+    relative = squared.sum(axis=1, dtype=np.float64) / noise.sum()
     spread[both] = np.log((relative + 0.5) / 1.5)
     return spread, noise.astype(np.float32)
 
@@ -158,7 +160,8 @@ def prior_variance(sequences: TokenSequences) -> NDArray[np.float32]:
 
 
 def _deviation(values: NDArray[np.floating], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Count-weighted deviation of each column."""
+    """Count-weighted deviation of each column: (d,) float64."""
     weights = counts / counts.sum()
-    centred = values - weights @ values.astype(np.float64)
-    return np.sqrt(weights @ (centred * centred))
+    blocks = [slice(start, start + _BLOCK_TOKENS) for start in range(0, len(values), _BLOCK_TOKENS)]
+    mean = np.sum([weights[rows] @ values[rows].astype(np.float64) for rows in blocks], axis=0)
+    return np.sqrt(np.sum([weights[rows] @ (values[rows] - mean) ** 2 for rows in blocks], axis=0))

@@ -36,8 +36,8 @@ def fit_neural(
 ) -> Hasher:
     """Train a multi-head hash encoder on a sample of cells, which is left with the chosen genes alone.
 
-    No labels are used. One thread does all sums of the training and another makes batches, so that on the CPU the result
-    depends on the sample, the settings and the seed alone.
+    No labels are used. One thread does all sums of the training and another makes batches, so that on the CPU the
+    result depends on the sample, the settings and the seed alone.
 
     Parameters
     ----------

@@ -85,9 +85,9 @@ class NeuralSettings:
     temperature: float = 0.1
     bucket_temperature: float = 0.5
     contrast_weight: float = 1.0
-    bucket_weight: float = 0.1
-    entropy_weight: float = 0.1
-    zinb_weight: float = 0.1
+    bucket_weight: float = 0.5
+    entropy_weight: float = 0.5
+    zinb_weight: float = 0.5
     thinning: tuple[float, float] = (0.3, 1.0)
     input_dropout: float = 0.2
     zinb_hidden: int = 128
@@ -95,7 +95,7 @@ class NeuralSettings:
     max_steps: int = 1_500
     batch_cells: int = 512
     learning_rate: float = 1e-3
-    projection_rate: float = 0.1
+    projection_rate: float = 1.0
     weight_decay: float = 1e-4
     held_out: float = 0.1
     evaluate_every: int = 100
