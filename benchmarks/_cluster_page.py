@@ -81,7 +81,11 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
     """Writes the page of results."""
     found = versions()
     tasks = list(dict.fromkeys(entry["task"] for entry in entries))
-    known = [t for t in tasks if t.startswith(("tokens", "cells")) and "unknown" not in t and "Harmony" not in t]
+    known = [
+        t
+        for t in tasks
+        if t.startswith(("tokens", "neural tokens", "cells")) and "unknown" not in t and "Harmony" not in t
+    ]
     unknown = [t for t in tasks if "unknown" in t]
     batches = [t for t in tasks if t.startswith("batches") or "Harmony" in t]
     with_batches = [name for name in sets if any(values(entries, t, name) for t in batches)]
@@ -135,7 +139,7 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
             ]
             for task in timed
         ]
-        peak = max(e["max_rss"] for e in entries if e["task"].startswith(("tokens", "batches")))
+        peak = max(e["max_rss"] for e in entries if e["task"].startswith(("tokens", "neural tokens", "batches")))
         lines += ["## Seconds (median)", "", grid(["", *sets], rows), ""]
         lines += [f"Peak memory of the process with all token methods: {peak / 2**20:,.0f} MiB.", ""]
     if codes:

@@ -167,6 +167,13 @@ def measure_codes(path: Path, folder: Path, dataset: str, seed: int, ablate: boo
         codes, (truth, _) = run.codes(), run_column(run, TRUTH)
         scores = {f"map{bits}": mean_average_precision(codes, truth, n_bits=bits) for bits in BITS}
         curves.append(purity_curve(codes, truth))
+        if name == "neural":
+            for method in ("ward", "transformer"):
+                _, *taken = recorder.time(
+                    partial(cluster, run, method=method, n_clusters=int(truth.max()) + 1, seed=seed)
+                )
+                metrics = evaluate(Run.open(run.path), TRUTH)["cluster"]
+                recorder.add(f"neural tokens {method}", dataset, seed, (taken[0], taken[1]), **metrics)
         entries.append((name, times, scores))
     for (name, times, scores), purity in zip(entries, purity_at_equal_buckets(curves), strict=True):
         recorder.add(f"codes {name}", dataset, seed, (times[0], times[1]), purity_at_equal_buckets=purity, **scores)

@@ -87,8 +87,8 @@ def integrate(
     bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
     if len(bad):
         raise InputError(
-            f"{len(bad)} of {len(points)} tokens (the first is {bad[0]}) have an embedding with NaN or infinite values; "
-            "encode again."
+            f"{len(bad)} of {len(points)} tokens (the first is {bad[0]}) have an embedding that is not finite; the run "
+            "is damaged, so encode again."
         )
     labels = [_name(number, names) for number in numbers]
     centre = np.average(points.astype(np.float64), axis=0, weights=counts)
@@ -179,7 +179,7 @@ def _breadth(
     seed: int,
 ) -> NDArray[np.float64]:
     """For each batch, over how many kinds its cells spread, relative to the cells of all other batches."""
-    n_kinds = min(_N_KINDS, len(points))
+    n_kinds = min(_N_KINDS, len(np.unique(points, axis=0)))
     with threadpool_limits(limits=1):
         model = KMeans(n_kinds, n_init=3, random_state=seed).fit(points, sample_weight=np.sqrt(counts))
     cells = np.zeros((n_batches, n_kinds))

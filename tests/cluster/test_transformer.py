@@ -15,7 +15,7 @@ from tests.cluster.simulate import noisy_buckets
 
 torch = pytest.importorskip("torch")
 
-QUICK = TransformerSettings(n_hidden=16, n_steps=40, kl_steps=10, batch_tokens=32)
+QUICK = TransformerSettings(n_hidden=16, n_steps=30, kl_steps=5, batch_tokens=32)
 
 
 def test_clear_groups_are_found() -> None:
@@ -26,11 +26,8 @@ def test_clear_groups_are_found() -> None:
     assert found.confidence.dtype == found.points.dtype == np.float32
     assert found.points.shape == points.shape
     assert ((found.confidence >= 0.5) & (found.confidence <= 1)).all()
-    assert [(h["phase"], h["step"]) for h in found.history] == [
-        ("denoising", 25),
-        ("denoising", 40),
-        ("clustering", 10),
-    ]
+    steps = [(entry["phase"], entry["step"]) for entry in found.history]
+    assert steps == [("denoising", 25), ("denoising", 30), ("clustering", 5)]
     assert set(found.history[-1]) == {"phase", "step", "denoise", "consistency", "kl"}
 
 
@@ -76,7 +73,7 @@ def test_clustering_starts_from_the_learned_tokens() -> None:
     tokens, points, _, _ = noisy_buckets(n=80)
     alone = learn_tokens(tokens, points, settings=QUICK, seed=2)
     unsharpened = transformer_clusters(
-        tokens, points, 4, settings=TransformerSettings(n_hidden=16, n_steps=40, kl_steps=0, batch_tokens=32), seed=2
+        tokens, points, 4, settings=TransformerSettings(n_hidden=16, n_steps=30, kl_steps=0, batch_tokens=32), seed=2
     )
     assert np.array_equal(alone, unsharpened.points)
     sharpened = transformer_clusters(tokens, points, 4, settings=QUICK, seed=2)
@@ -87,10 +84,10 @@ def test_progress_counts_every_step() -> None:
     tokens, points, _, _ = noisy_buckets(n=60)
     seen: list[tuple[int, int]] = []
     transformer_clusters(tokens, points, 4, settings=QUICK, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(i, 50) for i in range(1, 51)]
+    assert seen == [(i, 35) for i in range(1, 36)]
     seen.clear()
     learn_tokens(tokens, points, settings=QUICK, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (40, 40)
+    assert seen[-1] == (30, 30)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -99,11 +96,12 @@ def test_very_few_buckets(n: int) -> None:
     few = Tokens(
         tokens.codes[:n], tokens.counts[:n], tokens.means[:n], 12, tokens.half_counts[:n], tokens.half_means[:n]
     )
+    short = TransformerSettings(n_hidden=16, n_steps=3, kl_steps=3)
     for k in range(1, n + 1):
-        found = transformer_clusters(few, points[:n], k, settings=QUICK)
+        found = transformer_clusters(few, points[:n], k, settings=short)
         assert len(np.unique(found.labels)) == k
         assert np.isfinite(found.points).all()
-    assert learn_tokens(few, points[:n], settings=QUICK).shape == (n, points.shape[1])
+    assert learn_tokens(few, points[:n], settings=short).shape == (n, points.shape[1])
 
 
 def test_buckets_of_one_cell_or_without_halves() -> None:

@@ -111,6 +111,8 @@ class BucketTransformer(nn.Module):
     bucket_bits : int
     """
 
+    noise: Tensor
+
     def __init__(
         self, noise: Tensor, prior: Tensor, scale: float, bucket_bits: int, settings: TransformerSettings
     ) -> None:

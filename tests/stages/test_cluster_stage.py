@@ -1,0 +1,84 @@
+"""The stage `cluster`: what it writes for every cell, with and without batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import Result
+from sklearn.metrics import adjusted_rand_score
+
+from hashstream.cluster import TransformerSettings
+from hashstream.errors import InputError, SettingsError
+from hashstream.runtime.run import Run
+from hashstream.stages.cluster import cluster
+from hashstream.stages.encode import encode
+from tests.synthetic import make_adata
+
+QUICK = TransformerSettings(n_steps=15, kl_steps=5, batch_tokens=32, n_hidden=16, n_neighbours=4)
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, anndata.AnnData]:
+    """Two batches of the same types; in the second half of the genes are caught 25 times as often."""
+    adata = make_adata()
+    rng = np.random.default_rng(0)
+    batch = rng.integers(0, 2, adata.n_obs)
+    factor = np.where(rng.random(adata.n_vars) < 0.5, 25, 1)
+    counts = adata.X.toarray().astype(np.int64)
+    counts[batch == 1] *= factor
+    adata.X = type(adata.X)(counts)
+    adata.obs["lane"] = np.where(batch == 1, "second", "first")
+    adata.obs["one"] = "all"
+    adata.obs["gaps"] = np.where(np.arange(adata.n_obs) < 5, None, "x").astype(object)
+    path = tmp_path_factory.mktemp("shifted") / "shifted.h5ad"
+    adata.write_h5ad(path)
+    return path, adata
+
+
+def column(run: Path, name: str) -> np.ndarray:
+    found = [batch.column(0) for batch in Run.open(run).iter_cells([name])]
+    return np.concatenate([np.asarray(values.to_pylist()) for values in found])
+
+
+@pytest.mark.parametrize("method", ["ward", "transformer"])
+def test_batches_are_integrated(shifted: tuple[Path, anndata.AnnData], tmp_path: Path, method: str) -> None:
+    path, adata = shifted
+    encode(path, tmp_path / "run")
+    n_types = adata.obs["cell_type"].nunique()
+    cluster(tmp_path / "run", n_clusters=n_types, method=method, transformer=QUICK)
+    plain = column(tmp_path / "run", "cluster")
+    record = cluster(tmp_path / "run", n_clusters=n_types, method=method, batch_key="lane", transformer=QUICK)
+    joined = column(tmp_path / "run", "cluster")
+    assert record["batch_key"] == "lane"
+    assert sum(record["sizes"]) == adata.n_obs
+    truth = adata.obs["cell_type"].astype(str)
+    assert adjusted_rand_score(truth, joined) > max(0.9, adjusted_rand_score(truth, plain) + 0.1)
+    confidence = column(tmp_path / "run", "cluster_confidence")
+    assert confidence.shape == (adata.n_obs,)
+    assert 0 < confidence.min() <= confidence.max() <= 1
+
+
+def test_batch_keys_that_cannot_be_used(shifted: tuple[Path, anndata.AnnData], tmp_path: Path) -> None:
+    encode(shifted[0], tmp_path / "run")
+    with pytest.raises(SettingsError, match="one value"):
+        cluster(tmp_path / "run", n_clusters=3, batch_key="one")
+    with pytest.raises(InputError, match="lacks the batch of 5"):
+        cluster(tmp_path / "run", n_clusters=3, batch_key="gaps")
+    with pytest.raises(InputError, match="no column 'nothing'"):
+        cluster(tmp_path / "run", n_clusters=3, batch_key="nothing")
+    assert "cluster" not in Run.open(tmp_path / "run").cell_columns()
+
+
+def test_the_record_names_torn_buckets(small_h5ad: Path, tmp_path: Path) -> None:
+    encode(small_h5ad, tmp_path / "run")
+    record = cluster(tmp_path / "run", n_clusters=40)
+    mixed = record["mixed"]
+    confidence = column(tmp_path / "run", "cluster_confidence")
+    share = float((confidence < np.float32(mixed["confidence_below"])).mean())
+    assert mixed["share_of_cells"] == pytest.approx(share, abs=1e-4)
+    assert len(mixed["largest"]) > 0
+    cells = [bucket["cells"] for bucket in mixed["largest"]]
+    assert cells == sorted(cells, reverse=True)
