@@ -17,7 +17,7 @@ from hashstream.errors import InputError, SettingsError
 #: A batch whose neighbours are its own by more than this share of what is possible is isolated.
 ISOLATED = 0.75
 #: A batch that spreads over fewer than this share of the kinds of cells that the others hold is narrow.
-NARROW = 0.6
+NARROW = 0.5
 _N_KINDS = 10
 _N_NEIGHBOURS = 15
 _LEAST_TOKENS = 20
@@ -126,7 +126,7 @@ def confounding_warnings(
     isolation = _isolation(points, counts, batches, n_tokens, seed)
     breadth = _breadth(points, counts, batches, len(names), seed)
     warnings = []
-    for batch in np.flatnonzero(n_tokens >= _LEAST_TOKENS):
+    for batch in np.flatnonzero(n_tokens >= _LEAST_TOKENS).tolist():
         signs = []
         if isolation[batch] > ISOLATED:
             signs.append(f"after correction {isolation[batch]:.0%} of its cells' neighbours beyond chance are its own")

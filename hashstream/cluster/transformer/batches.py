@@ -47,11 +47,12 @@ class BatchMaker:
         """
         s = self._sequences
         hidden = (s.half_counts[rows, 0] == 0) | (rng.random(len(rows)) < self._settings.mask_share)
+        halves = s.halves(rows)
         pair = []
         for shown, held_out in ((0, 1), (1, 0)):
-            own = np.where(hidden[:, None], np.float32(0), s.half_points[rows, shown])
+            own = np.where(hidden[:, None], np.float32(0), halves[:, shown])
             counts = np.where(hidden, np.float32(0), s.half_counts[rows, shown])
-            target = np.where(hidden[:, None], s.points[rows], s.half_points[rows, held_out])
+            target = np.where(hidden[:, None], s.points[rows], halves[:, held_out])
             target_counts = np.where(hidden, s.counts[rows], s.half_counts[rows, held_out])
             inputs = make_inputs(s, rows, own, counts, self._kept(rows, rng))
             pair.append(View(inputs, torch.from_numpy(target), torch.from_numpy(target_counts)))

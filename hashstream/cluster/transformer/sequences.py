@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,12 @@ class TokenSequences:
         The code as +1 and -1.
     points : (n, d) float32
         The tokens in the space that is clustered.
-    half_points : (n, 2, d) float32
-        The mean of either half of a token's cells in that space.
+    half_means : (n, 2, n_dims) float32 or None
+        The mean of either half of a token's cells where the tokens are; None without halves.
+    means : (n, n_dims) float32
+        The tokens there.
+    scale : (d,) float32
+        Of each dimension, from there to the points.
     counts : (n,) float32
     half_counts : (n, 2) float32
         With 0 on both sides where a half is empty, since the other one then is the whole token.
@@ -41,7 +45,9 @@ class TokenSequences:
     codes: NDArray[np.uint64]
     signs: NDArray[np.int8]
     points: NDArray[np.float32]
-    half_points: NDArray[np.float32]
+    half_means: NDArray[np.float32] | None
+    means: NDArray[np.float32]
+    scale: NDArray[np.float32]
     counts: NDArray[np.float32]
     half_counts: NDArray[np.float32]
     spread: NDArray[np.float32]
@@ -50,6 +56,17 @@ class TokenSequences:
     @property
     def n_tokens(self) -> int:
         return len(self.counts)
+
+    def halves(self, rows: NDArray[np.integer] | slice) -> NDArray[np.float32]:
+        """The mean of either half of the tokens `rows`: (n_rows, 2, d) float32; the tokens themselves without halves.
+
+        A half lies from its token as it does in the embedding, each dimension scaled as from the tokens to the points.
+        """
+        points = self.points[rows, None]
+        if self.half_means is None:
+            return np.repeat(points, 2, axis=1)
+        d = self.points.shape[1]
+        return points + (self.half_means[rows, :, :d] - self.means[rows, None, :d]) * self.scale
 
     def differences(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bits that differ between any two tokens of the sequences `rows`: (n_rows, k + 1, k + 1) int64."""
@@ -83,62 +100,55 @@ def token_sequences(tokens: Tokens, points: NDArray[np.float32], k: int, *, n_th
     if n > 1:
         found, _ = hamming_neighbours(tokens.codes, points, k, n_threads=n_threads)
         members = np.concatenate([members, found], axis=1)
-    half_points, half_counts = split_halves(tokens, points)
-    spread, noise = bucket_spread(half_points, half_counts, tokens.counts, points)
-    bits = unpack_bits(tokens.codes, tokens.bucket_bits).astype(np.int8)
-    return TokenSequences(
+    scale = _deviation(points, tokens.counts) / np.maximum(_deviation(tokens.means[:, :d], tokens.counts), 1e-12)
+    sequences = TokenSequences(
         members=members,
         codes=tokens.codes,
-        signs=2 * bits - 1,
+        signs=2 * unpack_bits(tokens.codes, tokens.bucket_bits).astype(np.int8) - 1,
         points=points,
-        half_points=half_points,
+        half_means=tokens.half_means,
+        means=tokens.means,
+        scale=scale.astype(np.float32),
         counts=tokens.counts.astype(np.float32),
-        half_counts=half_counts,
-        spread=spread,
-        noise=noise,
+        half_counts=split_counts(tokens),
+        spread=np.zeros(n, dtype=np.float32),
+        noise=np.ones(d, dtype=np.float32),
     )
+    spread, noise = bucket_spread(sequences)
+    return replace(sequences, spread=spread, noise=noise)
 
 
-def split_halves(tokens: Tokens, points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Both halves of each token in the space of points: (n, 2, d) means and (n, 2) counts, see `TokenSequences`.
-
-    A half lies from its token as it does in the embedding, each dimension scaled as from the tokens to the points.
-    """
-    n, d = points.shape
-    if tokens.half_counts is None or tokens.half_means is None:
-        return np.broadcast_to(points[:, None], (n, 2, d)), np.zeros((n, 2), dtype=np.float32)
-    means = tokens.means[:, :d]
-    scale = _deviation(points, tokens.counts) / np.maximum(_deviation(means, tokens.counts), 1e-12)
-    half_points = tokens.half_means[:, :, :d] - means[:, None]
-    half_points *= scale.astype(np.float32)
-    half_points += points[:, None]
-    half_counts = np.stack([tokens.half_counts, tokens.counts - tokens.half_counts], axis=1).astype(np.float32)
-    half_counts[(half_counts == 0).any(axis=1)] = 0
-    return half_points, half_counts
+def split_counts(tokens: Tokens) -> NDArray[np.float32]:
+    """Cells of either half (n, 2): 0 on both sides where a half is empty."""
+    if tokens.half_counts is None:
+        return np.zeros((tokens.n_tokens, 2), dtype=np.float32)
+    counts = np.stack([tokens.half_counts, tokens.counts - tokens.half_counts], axis=1).astype(np.float32)
+    counts[(counts == 0).any(axis=1)] = 0
+    return counts
 
 
-def bucket_spread(
-    half_points: NDArray[np.float32],
-    half_counts: NDArray[np.float32],
-    counts: NDArray[np.int64],
-    points: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """How far cells of a bucket lie apart: `spread` and `noise` of `TokenSequences`.
+def bucket_spread(sequences: TokenSequences) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """How far cells of a bucket lie apart: `spread` (n,) and `noise` (d,) of `TokenSequences`, from its halves.
 
     The halves' means m0 and m1 of n0 and n1 cells differ by chance with variance v (1/n0 + 1/n1), where v is the
     variance between cells: (m0 - m1)^2 / (1/n0 + 1/n1) estimates v without bias. Tokens with an empty half are given
-    the mean over the others; where there are none, v is taken as the variance between the tokens.
+    the mean over the others; where there are none, v is taken as the variance between the tokens, the most it can be.
     """
-    both = half_counts[:, 0] > 0
-    spread = np.zeros(len(counts), dtype=np.float32)
-    if not both.any():
-        return spread, np.maximum(_deviation(points, counts) ** 2, 1e-12).astype(np.float32)
-    squared = (half_points[both, 0] - half_points[both, 1]) ** 2
-    squared /= (1 / half_counts[both]).sum(axis=1)[:, None]
-    noise = np.maximum(squared.mean(axis=0, dtype=np.float64), 1e-12)
+    s = sequences
+    both = np.flatnonzero(s.half_counts[:, 0] > 0)
+    spread = np.zeros(s.n_tokens, dtype=np.float32)
+    if len(both) == 0:
+        return spread, np.maximum(_deviation(s.points, s.counts) ** 2, 1e-12).astype(np.float32)
+    noise = np.zeros(len(s.scale))
+    for start in range(0, len(both), _BLOCK_TOKENS):
+        rows = both[start : start + _BLOCK_TOKENS]
+        halves = s.halves(rows)
+        squared = (halves[:, 0] - halves[:, 1]) ** 2 / (1 / s.half_counts[rows]).sum(axis=1)[:, None]
+        noise += squared.sum(axis=0, dtype=np.float64)
+        spread[rows] = squared.sum(axis=1)
+    noise = np.maximum(noise / len(both), 1e-12)
     # Half a prior observation keeps the logarithm finite where both halves agree by chance.
-    relative = squared.sum(axis=1, dtype=np.float64) / noise.sum()
-    spread[both] = np.log((relative + 0.5) / 1.5)
+    spread[both] = np.log((spread[both] / noise.sum() + 0.5) / 1.5)
     return spread, noise.astype(np.float32)
 
 
@@ -159,9 +169,9 @@ def prior_variance(sequences: TokenSequences) -> NDArray[np.float32]:
     return np.maximum(total - s.noise * (weights / s.counts).sum(), 0.05 * s.noise).astype(np.float32)
 
 
-def _deviation(values: NDArray[np.floating], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Count-weighted deviation of each column: (d,) float64."""
+def _deviation(values: NDArray[np.float32], counts: NDArray[np.number]) -> NDArray[np.float32]:
+    """Count-weighted deviation of each column: (d,) float32."""
     weights = counts / counts.sum()
     blocks = [slice(start, start + _BLOCK_TOKENS) for start in range(0, len(values), _BLOCK_TOKENS)]
     mean = np.sum([weights[rows] @ values[rows].astype(np.float64) for rows in blocks], axis=0)
-    return np.sqrt(np.sum([weights[rows] @ (values[rows] - mean) ** 2 for rows in blocks], axis=0))
+    return np.sqrt(np.sum([weights[rows] @ (values[rows] - mean) ** 2 for rows in blocks], axis=0)).astype(np.float32)

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hashstream.cluster.transformer import losses
+from hashstream.cluster.transformer.adamw import AdamW, Group
 from hashstream.cluster.transformer.batches import BatchMaker, make_inputs
 from hashstream.cluster.transformer.model import BucketTransformer, Inputs, Outputs
 from hashstream.cluster.transformer.sequences import TokenSequences, prior_variance
 from hashstream.cluster.transformer.settings import TransformerSettings
 from hashstream.errors import TrainingError
 
-BLOCK_TOKENS = 1024  # tokens at a time in inference
+BLOCK_TOKENS = 256  # tokens at a time in inference
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 PRIOR_RATE = 10.0  # times the learning rate, for the few variances of the prior
 KL_RATE = 0.25  # times the learning rate, once clusters are trained too
@@ -71,8 +72,6 @@ def train(
     sums: dict[str, float] = {}
     model.train()
     for step in range(n_steps):
-        for group in optimiser.param_groups:
-            group["lr"] = group["rate"] * schedule(step, n_steps)
         rows, rng = batches.rows(phase, step)
         terms = loss_terms(model, batches, rows, rng, settings, clusters)
         loss = torch.stack(list(terms.values())).sum()
@@ -81,7 +80,7 @@ def train(
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-        optimiser.step()
+        optimiser.step(schedule(step, n_steps))
         sums = {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
         since = step % RECORD_EVERY + 1
         if since == RECORD_EVERY or step + 1 == n_steps:
@@ -190,16 +189,13 @@ def reproducible(seed: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _optimiser(model: BucketTransformer, clusters: Clusters | None, settings: TransformerSettings) -> torch.optim.AdamW:
+def _optimiser(model: BucketTransformer, clusters: Clusters | None, settings: TransformerSettings) -> AdamW:
     rate = settings.learning_rate * (KL_RATE if clusters else 1)
-    rest = [parameter for parameter in model.parameters() if parameter is not model.log_prior]
-    groups = [
-        {"params": rest, "rate": rate, "weight_decay": settings.weight_decay},
-        {"params": [model.log_prior], "rate": rate * PRIOR_RATE, "weight_decay": 0.0},
-    ]
+    rest = tuple(parameter for parameter in model.parameters() if parameter is not model.log_prior)
+    groups = [Group(rest, rate, settings.weight_decay), Group((model.log_prior,), rate * PRIOR_RATE)]
     if clusters is not None:
-        groups.append({"params": [clusters.centres], "rate": rate, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=rate)
+        groups.append(Group((clusters.centres,), rate))
+    return AdamW(groups)
 
 
 def _failure(terms: dict[str, Tensor], phase: str, step: int, settings: TransformerSettings) -> TrainingError:
