@@ -112,6 +112,9 @@ def simulate(
 @click.option("-o", "--output", required=True, type=options.PathType, help="Folder of the hasher to make.")
 @click.option("--method", type=click.Choice(["pca-itq", "neural"]), show_default=True, help="Hash function to learn.")
 @options.fit_options
+@click.option(
+    "--batch-key", metavar="KEY", help="Column of obs with batches: take genes that vary within most of them."
+)
 @options.layer
 @click.option("--resume", is_flag=True, help="Continue an interrupted training.")
 @neural_options
@@ -125,6 +128,7 @@ def fit(
     bits: int,
     n_genes: int,
     sample: int,
+    batch_key: str | None,
     layer: str | None,
     resume: bool,
     force: bool,
@@ -151,6 +155,7 @@ def fit(
             output,
             settings=settings,
             sample_cells=sample,
+            batch_key=batch_key,
             layer=layer,
             seed=session.seed,
             resume=resume,
@@ -282,7 +287,9 @@ def finalize(session: Session, run: Path, force: bool) -> None:
     help="Of Leiden, on the tokens or on what the transformer learns of them; excludes --n-clusters.",
 )
 @click.option(
-    "--bucket-bits", type=click.IntRange(min=1), help="Prefix to cluster.  [default: 3 cells a bucket, at most 16,384 buckets]"
+    "--bucket-bits",
+    type=click.IntRange(min=1),
+    help="Prefix to cluster.  [default: 3 cells a bucket, at most 16,384 buckets]",
 )
 @click.option("--batch-key", metavar="KEY", help="Column of obs with the batch of each cell: integrate the batches.")
 @options.atlas

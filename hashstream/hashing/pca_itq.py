@@ -17,6 +17,7 @@ from hashstream.atlas.sample import Sample, SampleBlock
 from hashstream.errors import SettingsError
 from hashstream.hashing.hasher import Hasher
 from hashstream.hashing.hvg import select_genes
+from hashstream.hashing.hvg_batches import select_genes_by_batch
 from hashstream.hashing.itq import nested_groups, nested_itq
 from hashstream.runtime.memory import trim
 
@@ -63,12 +64,18 @@ def fit_pca_itq(
     *,
     seed: int = 0,
     threads: int = 1,
+    batches: NDArray[np.integer] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Hasher:
     """Learn genes, components and rotations from a sample of cells, which is left with the chosen genes alone.
 
     Groups of cells are worked on side by side, each with one BLAS thread, and their sums are added in order: the
     result does not depend on the number of threads.
+
+    Parameters
+    ----------
+    batches : (n_sampled_cells,) integer, optional
+        Batch of each cell, in the order of the sample: genes are then ranked within batches (`select_genes_by_batch`).
 
     Raises
     ------
@@ -77,11 +84,21 @@ def fit_pca_itq(
     """
     settings = settings or PcaItqSettings()
     with threadpool_limits(limits=1, user_api="blas"):
-        return _fit(sample, settings, seed, threads, provenance or {})
+        return _fit(sample, settings, seed, threads, batches, provenance or {})
 
 
-def _fit(sample: Sample, settings: PcaItqSettings, seed: int, threads: int, provenance: dict[str, Any]) -> Hasher:
-    genes = select_genes(sample, n_genes=settings.n_genes, target_sum=settings.target_sum)
+def _fit(
+    sample: Sample,
+    settings: PcaItqSettings,
+    seed: int,
+    threads: int,
+    batches: NDArray[np.integer] | None,
+    provenance: dict[str, Any],
+) -> Hasher:
+    if batches is None:
+        genes = select_genes(sample, n_genes=settings.n_genes, target_sum=settings.target_sum)
+    else:
+        genes = select_genes_by_batch(sample, batches, n_genes=settings.n_genes, target_sum=settings.target_sum)
     n_wanted = max(settings.n_components, settings.n_bits)
     limit = min(len(genes), sample.n_cells - 1)
     if limit < settings.n_bits:

@@ -110,9 +110,7 @@ def batch_tokens(
     return tokens, batch_of_cell, names
 
 
-def token_of_cell(
-    run: Run, tokens: Tokens, batch_of_cell: NDArray[np.int32]
-) -> Callable[[slice], NDArray[np.int32]]:
+def token_of_cell(run: Run, tokens: Tokens, batch_of_cell: NDArray[np.int32]) -> Callable[[slice], NDArray[np.int32]]:
     """A function that gives the rows of the tokens of some consecutive cells: (n,) int32.
 
     Parameters

@@ -7,8 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
 from hashstream.atlas import Atlas, open_atlas
 from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, Sample, draw_sample
+from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher, PcaItqSettings, fit_pca_itq
 from hashstream.hashing.neural import NeuralSettings, choose_device, fit_neural
 from hashstream.runtime.events import ProgressListener, Silent
@@ -36,6 +41,8 @@ class FitContext:
         Whether to continue what `checkpoint_dir` holds.
     provenance : dict
         To be added to that of the Hasher.
+    batches : (n_sampled_cells,) int32, optional
+        Batch of each sampled cell.
     """
 
     atlas: Atlas
@@ -45,6 +52,7 @@ class FitContext:
     checkpoint_dir: Path | None = None
     resume: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
+    batches: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,14 @@ class FitMethod:
 
 
 def _pca_itq(sample: Sample, settings: PcaItqSettings, context: FitContext) -> Hasher:
-    return fit_pca_itq(sample, settings, seed=context.seed, threads=context.threads, provenance=context.provenance)
+    return fit_pca_itq(
+        sample,
+        settings,
+        seed=context.seed,
+        threads=context.threads,
+        batches=context.batches,
+        provenance=context.provenance,
+    )
 
 
 def _neural(sample: Sample, settings: NeuralSettings, context: FitContext) -> Hasher:
@@ -79,6 +94,7 @@ def _neural(sample: Sample, settings: NeuralSettings, context: FitContext) -> Ha
         checkpoint_dir=context.checkpoint_dir,
         resume=context.resume,
         progress=context.progress,
+        batches=context.batches,
         provenance=context.provenance,
     )
 
@@ -94,6 +110,7 @@ def fit_hasher(
     *,
     settings: FitSettings | None = None,
     sample_cells: int = DEFAULT_SAMPLE_CELLS,
+    batch_key: str | None = None,
     seed: int = 0,
     checkpoint_dir: Path | None = None,
     resume: bool = False,
@@ -108,6 +125,7 @@ def fit_hasher(
     progress = progress or Silent()
     progress.note(f"fit: learning a {method} hasher from at most {sample_cells:,} cells")
     sample = draw_sample(atlas, n_cells=sample_cells, seed=seed)
+    batches = None if batch_key is None else _sampled_batches(atlas, sample, batch_key)
     context = FitContext(
         atlas=atlas,
         seed=seed,
@@ -119,7 +137,9 @@ def fit_hasher(
             "atlas": atlas.paths,
             "matrix": [store.matrix_name for store in atlas.stores],
             "atlas_cells": atlas.n_cells,
+            "batch_key": batch_key,
         },
+        batches=batches,
     )
     hasher = METHODS[method].learn(sample, settings, context)
     del sample
@@ -133,6 +153,7 @@ def fit(
     *,
     settings: FitSettings | None = None,
     sample_cells: int = DEFAULT_SAMPLE_CELLS,
+    batch_key: str | None = None,
     layer: str | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -151,6 +172,9 @@ def fit(
         Of the hash function; their class names the method.
     sample_cells
         Most cells to learn from.
+    batch_key
+        Column of obs with the batch of each cell: genes are then ranked within batches, and those that vary in most of
+        them are taken.
     layer
         Where the raw counts are; see `hashstream.atlas.open_atlas`.
     resume
@@ -170,6 +194,7 @@ def fit(
         atlas,
         settings=settings,
         sample_cells=sample_cells,
+        batch_key=batch_key,
         seed=seed,
         checkpoint_dir=partial / _CHECKPOINT,
         resume=resume,
@@ -179,3 +204,19 @@ def fit(
     remove(partial / _CHECKPOINT)
     publish(partial, target)
     return hasher
+
+
+def _sampled_batches(atlas: Atlas, sample: Sample, key: str) -> NDArray[np.int32]:
+    """Number of the batch of each sampled cell."""
+    values = pd.Categorical(atlas.obs_column(key).astype("string"))
+    rows = np.concatenate([block.rows for block in sample.blocks])
+    batches = np.asarray(values.codes, dtype=np.int32)[rows]
+    missing = int(np.count_nonzero(batches < 0))
+    if missing:
+        raise InputError(
+            f"{', '.join(map(str, atlas.paths))}: obs[{key!r}] lacks the batch of {missing} of {len(rows)} sampled "
+            "cells; give each a value, or name another column with --batch-key."
+        )
+    if len(values.categories) == 1:
+        raise SettingsError(f"obs[{key!r}] has one value; leave --batch-key out.")
+    return batches

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
+import numpy as np
 import pytest
+import scipy.sparse as sp
 from click.testing import Result
 
 from hashstream.cli.config import load_defaults
@@ -125,3 +128,29 @@ def test_without_torch(hashstream: Cli, small_h5ad: Path, tmp_path: Path, monkey
     assert result.exit_code == 1
     assert "pip install 'hashstream[neural]'" in result.stderr
     assert hashstream("fit", small_h5ad, "-o", tmp_path / "h", "--bits", 16).exit_code == 0
+
+
+def test_genes_are_ranked_within_batches(hashstream: Callable[..., Result], small_h5ad: Path, tmp_path: Path) -> None:
+    """A gene that only one batch has separates batches: over all cells it ranks high, within batches it does not."""
+    adata = anndata.read_h5ad(small_h5ad)
+    rng = np.random.default_rng(0)
+    second = rng.random(adata.n_obs) < 0.5
+    counts = adata.X.toarray()
+    only = np.flatnonzero(np.arange(adata.n_vars) % 2 == 0)
+    counts[:, only] = rng.poisson(3.0, (adata.n_obs, len(only))) * second[:, None]
+    adata.X = sp.csr_matrix(counts.astype(np.float32))
+    adata.obs["lane"] = np.where(second, "b", "a")
+    adata.obs["one"] = "x"
+    adata.write_h5ad(tmp_path / "two.h5ad")
+    shares = []
+    for number, options in enumerate(((), ("--batch-key", "lane"))):
+        folder = tmp_path / f"hasher{number}"
+        n_genes = adata.n_vars // 2
+        result = hashstream("fit", tmp_path / "two.h5ad", "-o", folder, "--n-genes", n_genes, "--bits", 8, *options)
+        assert result.exit_code == 0, result.output
+        shares.append(np.isin(Hasher.load(folder).gene_names, adata.var_names[only]).mean())
+    assert shares[0] > shares[1] + 0.2
+    result = hashstream("fit", tmp_path / "two.h5ad", "-o", tmp_path / "no", "--batch-key", "one")
+    assert result.exit_code == 2
+    assert "one value" in result.output
+    assert not (tmp_path / "no").exists()

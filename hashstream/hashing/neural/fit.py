@@ -32,6 +32,7 @@ def fit_neural(
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     progress: ProgressListener | None = None,
+    batches: NDArray[np.integer] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Hasher:
     """Train a multi-head hash encoder on a sample of cells, which is left with the chosen genes alone.
@@ -54,6 +55,8 @@ def fit_neural(
         without the interruption; without, what is there is replaced.
     progress
         Told of steps and of the held-out loss.
+    batches : (n_sampled_cells,) integer, optional
+        Batch of each cell: genes are then ranked within batches, see `fit_pca_itq`.
     provenance
         Added to that of the Hasher.
 
@@ -88,6 +91,7 @@ def fit_neural(
         PcaItqSettings(1, n_components, settings.n_genes, settings.target_sum, settings.clip),
         seed=seed,
         threads=threads,
+        batches=batches,
     )
     cells, standardise = SampleCells(sample), Standardiser(start)
     with threadpool_limits(limits=1):
@@ -97,7 +101,7 @@ def fit_neural(
         held_out, train_cells = np.sort(order[:n_held_out]), np.sort(order[n_held_out:])
         k = min(settings.n_neighbours, len(train_cells) - 1)
         neighbours = nearest_cells(scores[:, : settings.neighbour_components], train_cells, held_out, k)
-    batches = BatchMaker(cells, standardise, neighbours, train_cells, held_out, settings, seed)
+    maker = BatchMaker(cells, standardise, neighbours, train_cells, held_out, settings, seed)
     generator = torch.Generator().manual_seed(seed)
     # The projections of a typical cell have about the size 1, whatever the data.
     scale = 1 / scores[:, : settings.n_projections].std(axis=0).mean()
@@ -112,7 +116,7 @@ def fit_neural(
     state = train(
         encoder,
         decoder,
-        batches,
+        maker,
         settings,
         device=device,
         checkpoint=None if checkpoint_dir is None else Path(checkpoint_dir),
