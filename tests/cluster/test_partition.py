@@ -17,7 +17,6 @@ from hashstream.cluster.ward import cut_tree
 from hashstream.errors import SettingsError
 from hashstream.kernels import ward_linkage
 
-
 #: As little training as shows that the parts fit together.
 QUICK = TransformerSettings(n_steps=15, kl_steps=5, batch_tokens=32, n_hidden=16, n_neighbours=4)
 

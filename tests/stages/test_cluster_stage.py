@@ -7,7 +7,6 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
-from click.testing import Result
 from sklearn.metrics import adjusted_rand_score
 
 from hashstream.cluster import TransformerSettings
