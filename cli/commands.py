@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from hashstream.cli import options
 from hashstream.cli.context import Session
@@ -107,10 +108,38 @@ def simulate(
     session.show(report)
 
 
+def _fit_anchors(
+    session: Session, sources: tuple[Path, ...], output: Path, *, bits: int, n_genes: int, sample: int, device: str,
+    **options: Any,
+) -> None:  # fmt: skip
+    """`fit --method anchors`: the length of the code is its own unless one is asked for."""
+    from hashstream.hashing.anchors import AnchorSettings
+    from hashstream.stages.fit_anchors import fit_anchors
+
+    given = click.get_current_context().get_parameter_source("bits")
+    asked = given not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    settings = AnchorSettings(
+        n_genes=n_genes, sample_cells=sample, device=device, **({"n_bits": bits} if asked else {})
+    )
+    _, anchors = fit_anchors(
+        sources, output, settings=settings, seed=session.seed, progress=session.listener(), **options
+    )
+    session.say(
+        f"{anchors.n_classes} types, {anchors.n_bits} bits, anchors at least {anchors.minimum_distance} bits apart"
+    )
+    _show_path(session, output)
+
+
 @click.command()
 @options.sources
 @click.option("-o", "--output", required=True, type=options.PathType, help="Folder of the hasher to make.")
-@click.option("--method", type=click.Choice(["pca-itq", "neural"]), show_default=True, help="Hash function to learn.")
+@click.option(
+    "--method",
+    type=click.Choice(["pca-itq", "neural", "anchors"]),
+    show_default=True,
+    help="Hash function to learn.",
+)
+@click.option("--labels", metavar="KEY", help="anchors: column of obs with the types to learn.")
 @options.fit_options
 @click.option(
     "--batch-key", metavar="KEY", help="Column of obs with batches: take genes that vary within most of them."
@@ -125,6 +154,7 @@ def fit(
     sources: tuple[Path, ...],
     output: Path,
     method: str,
+    labels: str | None,
     bits: int,
     n_genes: int,
     sample: int,
@@ -136,14 +166,23 @@ def fit(
 ) -> None:
     """Learn a hasher from a bounded sample of an atlas.
 
-    pca-itq needs no training. neural trains a multi-head hash encoder, with no labels; it needs torch, encoding with
-    its hasher does not.
+    pca-itq needs no training. neural trains a multi-head hash encoder, with no labels. anchors learns the types of
+    --labels, for `annotate --hasher`; its codes have 128 bits for the types, unless --bits says otherwise, and more
+    that tell how well a cell fits them. neural and anchors need torch, encoding with their hashers does not.
     """
     from hashstream.hashing import PcaItqSettings
     from hashstream.hashing.neural import NeuralSettings
     from hashstream.stages.fit import FitSettings
     from hashstream.stages.fit import fit as fit_stage
 
+    if (labels is not None) != (method == "anchors"):
+        raise click.UsageError("--labels KEY and --method anchors go together: the one needs the other.")
+    if labels is not None:
+        _fit_anchors(
+            session, sources, output, labels=labels, bits=bits, n_genes=n_genes, sample=sample, batch_key=batch_key,
+            layer=layer, force=force, device=neural["device"],
+        )  # fmt: skip
+        return
     settings: FitSettings
     if method == "neural":
         settings = NeuralSettings(n_bits=bits, n_genes=n_genes, **neural)
@@ -324,35 +363,47 @@ def cluster(
 
 @click.command()
 @options.run
-@click.option("--reference", required=True, type=options.PathType, help="Run of a labelled atlas, same hasher.")
-@click.option("--labels", required=True, metavar="KEY", help="Column of the reference's obs with the labels.")
+@click.option("--hasher", type=options.PathType, help="Folder of `fit --method anchors`, with which RUN was encoded.")
+@click.option("--reference", type=options.PathType, help="Or: run of a labelled atlas, same hasher.")
+@click.option("--labels", metavar="KEY", help="Column of the reference's obs with the labels.")
 @click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="Reference cells that vote.")
 @click.option(
     "--unknown-threshold",
     type=click.FloatRange(0, 1),
-    show_default=True,
-    help="Cells of less confidence are 'unknown'; 0 labels every cell.",
+    help="Cells of less confidence are 'unknown'; 0 labels every cell.  [default: 0.5 of the votes; with --hasher the "
+    "thresholds learned for each type]",
 )
 @options.atlas
 @pass_session
 def annotate(
     session: Session,
     run: Path,
-    reference: Path,
-    labels: str,
+    hasher: Path | None,
+    reference: Path | None,
+    labels: str | None,
     neighbours: int,
-    unknown_threshold: float,
+    unknown_threshold: float | None,
     atlas: tuple[Path, ...],
 ) -> None:
-    """Label the cells of a run by the nearest buckets of a labelled reference run."""
+    """Label the cells of a run, by the anchors of its hasher or the nearest buckets of a labelled run."""
     from hashstream.stages.annotate import annotate as annotate_stage
+    from hashstream.stages.annotate_anchors import annotate_by_anchors
 
+    if (hasher is None) == (reference is None):
+        raise click.UsageError("give either --hasher (of `fit --method anchors`) or --reference with --labels.")
+    if hasher is not None:
+        if labels is not None:
+            raise click.UsageError("--labels goes with --reference; the anchors of --hasher have their own labels.")
+        session.show(annotate_by_anchors(run, hasher=hasher, unknown_threshold=unknown_threshold))
+        return
+    if reference is None or labels is None:
+        raise click.UsageError("--reference needs --labels KEY: the column of its obs with the labels.")
     result = annotate_stage(
         run,
         reference=reference,
         labels=labels,
         n_neighbours=neighbours,
-        unknown_threshold=unknown_threshold,
+        unknown_threshold=0.5 if unknown_threshold is None else unknown_threshold,
         reference_atlas=atlas,
     )
     session.show(result)

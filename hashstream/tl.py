@@ -1,6 +1,7 @@
 """On a run: the verbs that see tokens, and those that look at results."""
 
 from hashstream.stages.annotate import annotate
+from hashstream.stages.annotate_anchors import annotate_by_anchors
 from hashstream.stages.cluster import cluster
 from hashstream.stages.evaluate import evaluate
 from hashstream.stages.explain import explain
@@ -12,6 +13,7 @@ from hashstream.stages.reference import add_to_reference, build_reference
 __all__ = [
     "add_to_reference",
     "annotate",
+    "annotate_by_anchors",
     "build_reference",
     "cluster",
     "evaluate",

@@ -169,21 +169,28 @@ class Run:
                     f"{self.path}: the run has no {column!r} yet; make it with `hashstream {stage} {self.path}`."
                 )
 
-    def set_bucket_columns(self, values: Mapping[str, pa.Array], *, stage: str, record: Mapping[str, Any]) -> Run:
+    def set_bucket_columns(
+        self,
+        values: Mapping[str, pa.Array],
+        *,
+        stage: str,
+        record: Mapping[str, Any],
+        without: Sequence[str] = (),
+    ) -> Run:
         """Give every cell its bucket's value in some columns, and note the stage in ``run.json``.
 
         Parameters
         ----------
         values
             For each column of the schema an arrow array of (n_buckets,) values.
-        stage, record
-            Name of the stage, and what it wants to say about itself (JSON values).
+        stage, record, without
+            See `set_cell_columns`.
         """
 
         def look_up(rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
             return {name: column.take(pa.array(buckets)) for name, column in values.items()}
 
-        return self.set_cell_columns(list(values), look_up, stage=stage, record=record)
+        return self.set_cell_columns(list(values), look_up, stage=stage, record=record, without=without)
 
     def set_cell_columns(
         self,
@@ -221,6 +228,10 @@ class Run:
                 writer.write_batch(pa.record_batch(arrays, schema=schema.arrow_schema(columns)))
                 start = rows.stop
         aside.replace(target)
+        return self.note_stage(stage, record)
+
+    def note_stage(self, stage: str, record: Mapping[str, Any]) -> Run:
+        """Keep what a stage says about itself in ``run.json``."""
         meta = {**self.meta, "stages": {**self.meta.get("stages", {}), stage: dict(record)}}
         write_json(self.path / META, meta)
         return replace(self, meta=meta)

@@ -45,12 +45,25 @@ CLUSTER = Column("cluster", pa.dictionary(pa.int32(), pa.string()), "cluster of 
 CLUSTER_CONFIDENCE = Column(
     "cluster_confidence", pa.float32(), "similarity to the own cluster over that to it and the next best, 0 to 1"
 )
-LABEL = Column("label", pa.dictionary(pa.int32(), pa.string()), "label of the cell's bucket, or 'unknown'")
-LABEL_CONFIDENCE = Column("label_confidence", pa.float32(), "share of the weighted votes for the label, 0 to 1")
-LABEL_DISTANCE = Column("label_distance", pa.float32(), "mean Hamming distance to the reference buckets that voted")
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+LABELS = (
+    Column("label", _NAMES, "label of the cell, or 'unknown'"),
+    Column("label_confidence", pa.float32(), "share of the votes for the label, or its probability by anchors, 0 to 1"),
+    Column(
+        "label_distance", pa.float32(), "Hamming distance to the label's anchor, or the mean to the buckets that voted"
+    ),
+    Column("label_margin", pa.float32(), "probability of the best label less that of the second"),
+    Column("label_novelty", pa.float32(), "how much worse the cell fits its label than the type's own, in deviations"),
+    Column("label_rejection", _NAMES, "why the label is 'unknown': ambiguous or novel; else empty"),
+    Column("label_best", _NAMES, "most probable label, whether it was rejected or not"),
+    Column("label_second", _NAMES, "second label; empty where there is none"),
+    Column("label_second_probability", pa.float32(), "its probability"),
+    Column("label_third", _NAMES, "third label; empty where there is none"),
+    Column("label_third_probability", pa.float32(), "its probability"),
+)
 
 #: Columns of ``cells.parquet``: the first two from encode, the others as stages add them.
-CELL_COLUMNS = {c.name: c for c in (ROW, BUCKET, CLUSTER, CLUSTER_CONFIDENCE, LABEL, LABEL_CONFIDENCE, LABEL_DISTANCE)}
+CELL_COLUMNS = {c.name: c for c in (ROW, BUCKET, CLUSTER, CLUSTER_CONFIDENCE, *LABELS)}
 REQUIRED_CELL_COLUMNS = (ROW, BUCKET)
 
 

@@ -34,5 +34,7 @@ def load_anchors(folder: str | Path, hasher: Hasher) -> AnchorSigns:
     from hashstream.annotate.anchors import Anchors
 
     anchors = Anchors.load(folder)
-    signs = 2.0 * unpack_bits(anchors.codes, hasher.n_bits).astype(np.float64) - 1.0
-    return AnchorSigns([str(name) for name in anchors.names], signs)
+    signs = np.zeros((anchors.n_classes, hasher.n_bits))
+    # The bits after the anchors' own say how well a cell fits any type: they have no part in the choice of one.
+    signs[:, : anchors.n_bits] = 2.0 * unpack_bits(anchors.anchors, anchors.n_bits) - 1.0
+    return AnchorSigns(list(anchors.names), signs)

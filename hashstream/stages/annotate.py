@@ -14,6 +14,7 @@ from hashstream.annotate import UNKNOWN, vote_labels
 from hashstream.errors import InputError
 from hashstream.runtime.provenance import peak_rss_bytes
 from hashstream.runtime.run import Run, categories
+from hashstream.runtime.schema import LABELS
 from hashstream.stages.truth import bucket_counts, run_column
 
 
@@ -80,5 +81,5 @@ def annotate(
         "label_confidence": pa.array(vote.confidence.astype(np.float32)),
         "label_distance": pa.array(vote.distance.astype(np.float32)),
     }
-    run.set_bucket_columns(columns, stage="annotate", record=record)
+    run.set_bucket_columns(columns, stage="annotate", record=record, without=[c.name for c in LABELS])
     return record

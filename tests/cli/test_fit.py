@@ -47,7 +47,7 @@ def test_neural_defaults_agree_with_the_library() -> None:
 
 def test_every_method_is_offered() -> None:
     method = next(p for p in cli.commands["fit"].params if p.name == "method")
-    assert list(method.type.choices) == list(METHODS)
+    assert list(method.type.choices) == [*METHODS, "anchors"]
 
 
 def test_every_neural_option_is_explained() -> None:

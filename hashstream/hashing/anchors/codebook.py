@@ -14,9 +14,11 @@ from hashstream.hashing.anchors.settings import LEAST_BITS, MOST_BITS
 from hashstream.kernels import pack_bits
 
 #: Up to here all even splits of the types are used as columns: farther apart than rows of a Hadamard matrix.
-_FEW_CLASSES = 8
+_FEW_CLASSES = 6
 _SWAPS_PER_CLASS = 40
 _BLOCK = 512
+#: Of a larger code so many words are drawn to choose from (or four times as many as classes).
+_WORDS_TO_CHOOSE_FROM = 4_096
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def code_book(
 ) -> CodeBook:
     """Anchors for any number of classes.
 
-    Up to 8 classes: every even split of the classes is a column, repeated as often as there is room. Up to twice the
+    Up to 6 classes: every even split of the classes is a column, repeated as often as there is room. Up to twice the
     largest power of two within `n_bits`: rows of a Hadamard matrix and their complements. Beyond: words of an extended
     BCH code (`bch_words`). Bits beyond that power of two repeat earlier columns, which can only add distance. In the
     latter two a pair of complements is always taken, so that no column is constant. Which class gets which word is
@@ -86,6 +88,8 @@ def code_book(
     rng = np.random.default_rng(seed)
     if n_classes <= _FEW_CLASSES:
         anchors, guaranteed = _splits(n_classes, n_bits)
+        if similarity is not None:
+            anchors = anchors[_swaps(2.0 * anchors - 1.0, _similarities(similarity, n_classes)[1], set(), rng)]
         kind = "splits"
     else:
         m = n_bits.bit_length() - 1
@@ -133,64 +137,66 @@ def _assign(
     words: NDArray[np.uint8], n_classes: int, similarity: NDArray[np.floating] | None, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Word of each class: greedily, most similar neighbours first, then by swaps that bring similar classes nearer."""
-    n_words = len(words)
-    position = {word.tobytes(): i for i, word in enumerate(words)}
-    complement = np.asarray([position[(1 - word).tobytes()] for word in words]) if n_words <= 1 << 16 else None
-    order = rng.permutation(n_words)
-    if complement is None:
-        other = position[(1 - words[order[0]]).tobytes()]
-    else:
-        other = int(complement[order[0]])
+    order = rng.permutation(len(words))[: max(_WORDS_TO_CHOOSE_FROM, 4 * n_classes)]
+    other = int((words == 1 - words[order[0]]).all(axis=1).argmax())
+    order = np.concatenate([[order[0], other], order[1:][order[1:] != other]])
     if similarity is None:
-        rest = order[(order != order[0]) & (order != other)]
-        return np.concatenate([[order[0], other], rest[: n_classes - 2]]).astype(np.int64)
+        return order[:n_classes].astype(np.int64)
+    close, centred = _similarities(similarity, n_classes)
+    chosen = _greedy(2.0 * words[order] - 1.0, close, centred)
+    signs = 2.0 * words[order[chosen]] - 1.0
+    least = np.unravel_index(int((close + np.eye(n_classes) * 1e9).argmin()), close.shape)
+    return order[chosen[_swaps(signs, centred, {int(c) for c in least}, rng)]]
+
+
+def _similarities(similarity: NDArray[np.floating], n_classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The similarities made symmetric and finite with a diagonal of 0, and the same less their mean."""
     close = np.array(similarity, dtype=np.float64)
     if close.shape != (n_classes, n_classes):
         raise ValueError(f"similarity has shape {close.shape}, expected ({n_classes}, {n_classes})")
     close = np.where(np.isfinite(close), close, 0.0)
     close = (close + close.T) / 2
     np.fill_diagonal(close, 0.0)
-    signs = 2.0 * words - 1.0
-    first, second = np.unravel_index(int((close + np.eye(n_classes) * 1e9).argmin()), close.shape)
-    chosen = np.full(n_classes, -1, dtype=np.int64)
-    chosen[first], chosen[second] = order[0], other
-    free = np.ones(n_words, dtype=bool)
-    free[[order[0], other]] = False
     centred = close - close[~np.eye(n_classes, dtype=bool)].mean()
     np.fill_diagonal(centred, 0.0)
+    return close, centred
+
+
+def _greedy(signs: NDArray[np.float64], close: NDArray[np.float64], centred: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Row of `signs` for each class; the first two, which are complements, go to the least similar classes."""
+    n_classes = len(close)
+    first, second = np.unravel_index(int((close + np.eye(n_classes) * 1e9).argmin()), close.shape)
+    chosen = np.full(n_classes, -1, dtype=np.int64)
+    chosen[first], chosen[second] = 0, 1
+    free = np.ones(len(signs), dtype=bool)
+    free[:2] = False
     for _ in range(n_classes - 2):
-        placed = np.flatnonzero(chosen >= 0)
-        left = np.flatnonzero(chosen < 0)
+        placed, left = np.flatnonzero(chosen >= 0), np.flatnonzero(chosen < 0)
         # Next is the class that is most like one that has its word already.
-        next_class = int(left[close[np.ix_(left, placed)].max(axis=1).argmax()])
-        pull = signs @ (centred[next_class, placed] @ signs[chosen[placed]])
+        number = int(left[close[np.ix_(left, placed)].max(axis=1).argmax()])
+        pull = signs @ (centred[number, placed] @ signs[chosen[placed]])
         pull[~free] = -np.inf
-        best = int(order[pull[order].argmax()])
-        chosen[next_class], free[best] = best, False
-    return _swapped(signs, chosen, centred, {int(first), int(second)}, rng)
+        chosen[number] = int(pull.argmax())
+        free[chosen[number]] = False
+    return chosen
 
 
-def _swapped(
-    signs: NDArray[np.float64],
-    chosen: NDArray[np.int64],
-    centred: NDArray[np.float64],
-    fixed: set[int],
-    rng: np.random.Generator,
+def _swaps(
+    signs: NDArray[np.float64], centred: NDArray[np.float64], fixed: set[int], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Swap the words of two classes wherever that raises the sum of similarity x agreement."""
-    movable = np.asarray([c for c in range(len(chosen)) if c not in fixed])
+    """Which row of `signs` (n_classes, n_bits) each class should have: swaps that raise similarity x agreement."""
+    n_classes = len(signs)
+    row = np.arange(n_classes)
+    movable = np.asarray([c for c in range(n_classes) if c not in fixed])
     if len(movable) < 2:
-        return chosen
-    agreement = (signs[chosen] @ signs[chosen].T).astype(np.float64)
-    for a, b in rng.choice(movable, size=(_SWAPS_PER_CLASS * len(chosen), 2)):
-        if a == b:
-            continue
+        return row
+    agreement = signs @ signs.T
+    for a, b in rng.choice(movable, size=(_SWAPS_PER_CLASS * n_classes, 2)):
+        # The terms of the pair itself do not change by a swap; with centred[c, c] = 0 they are these.
         gain = (centred[a] - centred[b]) @ (agreement[b] - agreement[a])
-        # The terms of the pair itself do not change by a swap.
-        gain -= (centred[a, a] - centred[b, a]) * (agreement[b, a] - agreement[a, a])
-        gain -= (centred[a, b] - centred[b, b]) * (agreement[b, b] - agreement[a, b])
-        if gain > 1e-9:
-            chosen[a], chosen[b] = chosen[b], chosen[a]
+        gain += 2 * centred[a, b] * (agreement[a, b] - (agreement[a, a] + agreement[b, b]) / 2)
+        if a != b and gain > 1e-9:
+            row[[a, b]] = row[[b, a]]
             agreement[[a, b]] = agreement[[b, a]]
             agreement[:, [a, b]] = agreement[:, [b, a]]
-    return chosen
+    return row

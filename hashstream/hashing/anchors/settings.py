@@ -100,7 +100,7 @@ class AnchorSettings:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     hash_steps: int = 1_500
-    hash_learning_rate: float = 3e-3
+    hash_learning_rate: float = 1e-2
     validation: float = 0.2
     refit_cells: int = 20_000
     ambiguous_rate: float = 0.05

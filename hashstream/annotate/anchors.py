@@ -1,0 +1,353 @@
+"""Anchors: what turns the code of a cell into a label, probabilities and a rejection, without the reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashstream.errors import InputError
+from hashstream.kernels import prefix_mask, unpack_bits, words_for_bits
+
+FORMAT_VERSION = 1
+ACCEPTED, AMBIGUOUS, NOVEL = 0, 1, 2
+REJECTIONS = ("", "ambiguous", "novel")
+TOP = 3
+_TENSORS, _META = "anchors.safetensors", "anchors.json"
+#: Log-odds are sums of whole numbers below this, so that float32 products are exact in any order of summation.
+EXACT_LIMIT = 1 << 23
+_BLOCK_ROWS = 8_192
+_TENSOR_TYPES = {
+    "anchors": np.uint64,
+    "read_out": np.int16,
+    "offset": np.int32,
+    "group": np.int32,
+    "levels": np.float64,
+    "distance_mean": np.float64,
+    "distance_deviation": np.float64,
+    "ambiguous_below": np.float64,
+    "novel_above": np.float64,
+    "class_counts": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The outcome for each code.
+
+    Attributes
+    ----------
+    labels : (n,) int32
+        The most probable class, whether it is rejected or not.
+    top : (n, 3) int32
+        The three most probable classes, -1 where there are fewer.
+    probabilities : (n, 3) float32
+        Of these; 0 where there are fewer.
+    margin : (n,) float32
+        First probability less the second.
+    novelty : (n,) float32
+        How much worse the cell fits its label than this type's own cells do, in their standard deviations.
+    distance : (n,) int32
+        Hamming distance to the anchor of the label.
+    rejection : (n,) uint8
+        0 accepted, 1 ambiguous, 2 novel; novel where it is both.
+    """
+
+    labels: NDArray[np.int32]
+    top: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+    margin: NDArray[np.float32]
+    novelty: NDArray[np.float32]
+    distance: NDArray[np.int32]
+    rejection: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """One anchor a type, and how codes are read: a label depends on the cell's own code alone.
+
+    Bits 0 to ``n_bits - 1`` of a code are compared with the anchors. As +-1 they give the log-odds
+    ``scale * (read_out @ bits + offset)``, whose softmax are the probabilities; ``read_out`` is what the anchors became
+    when bits were weighed by what they tell. After these come ``len(levels)`` acceptance bits for each group of types;
+    they are 1 where the cell points into the direction of the group at least that much.
+
+    Attributes
+    ----------
+    names : tuple of str
+    anchors : (n_classes, n_words) uint64
+        Packed bits.
+    n_bits : int
+        Of an anchor.
+    read_out, offset : (n_classes, n_bits) int16, (n_classes,) int32
+    scale : float
+        Log-odds a unit, temperature included.
+    group : (n_classes,) int32
+        Which acceptance bits belong to each class.
+    levels : (n_levels,) float64
+        Their thresholds, falling; in standard deviations of the type's own cells.
+    distance_mean, distance_deviation : (n_classes,) float64
+        Of the Hamming distance of a type's cells to their anchor.
+    ambiguous_below, novel_above : (n_classes,) float64
+        Probability below which, and novelty above which, a cell of that label is rejected.
+    class_counts : (n_classes,) int64
+        Labelled cells of each.
+    minimum_distance : int
+        Least Hamming distance between two anchors.
+    hasher_fingerprint : str
+        Of the Hasher whose codes these anchors read.
+    left_out : mapping
+        Labelled cells of each type that had too few to be learned.
+    parents : mapping
+        Parent of each type or parent, where a hierarchy was given.
+    calibration : mapping
+        What validation gave; JSON values only.
+    """
+
+    names: tuple[str, ...]
+    anchors: NDArray[np.uint64]
+    n_bits: int
+    read_out: NDArray[np.int16]
+    offset: NDArray[np.int32]
+    scale: float
+    group: NDArray[np.int32]
+    levels: NDArray[np.float64]
+    distance_mean: NDArray[np.float64]
+    distance_deviation: NDArray[np.float64]
+    ambiguous_below: NDArray[np.float64]
+    novel_above: NDArray[np.float64]
+    class_counts: NDArray[np.int64]
+    minimum_distance: int
+    hasher_fingerprint: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    parents: Mapping[str, str] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.names)
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_TENSOR_TYPES, (n,))
+        shapes["anchors"], shapes["read_out"] = (n, words_for_bits(self.n_bits)), (n, self.n_bits)
+        shapes["levels"] = (len(self.levels),)
+        for name, dtype in _TENSOR_TYPES.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != shapes[name]:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shapes[name]}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds NaN or infinite values")
+        if n < 2 or len(set(self.names)) < n:
+            raise ValueError(f"{n} classes of {len(set(self.names))} names; expected at least 2, each its own")
+        if not 0 < self.scale < np.inf or (self.group < 0).any() or (np.diff(self.levels) >= 0).any():
+            raise ValueError("scale, group or levels are out of range")
+        if (self.distance_deviation <= 0).any():
+            raise ValueError("distance_deviation is out of range")
+        total = np.abs(self.read_out.astype(np.int64)).sum(axis=1) + np.abs(self.offset.astype(np.int64))
+        if (total >= EXACT_LIMIT).any():
+            raise ValueError("read_out and offset are out of range")
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.names)
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a whole code: anchor bits and acceptance bits."""
+        return self.n_bits + (int(self.group.max()) + 1) * len(self.levels)
+
+    def log_odds(self, codes: NDArray[np.uint64]) -> NDArray[np.float32]:
+        """Log-odds of the classes up to a constant: (n, n_classes) float32. One block: memory grows with n."""
+        return self._units(self._bits(codes)) * np.float32(self.scale)
+
+    def class_probabilities(self, codes: NDArray[np.uint64]) -> NDArray[np.float32]:
+        """Probabilities of all classes: (n, n_classes) float32; for codes in blocks, as memory grows with n."""
+        return _softmax(self.log_odds(codes))
+
+    def score(self, codes: NDArray[np.uint64], *, unknown_threshold: float | None = None) -> Scores:
+        """Label distinct codes.
+
+        Parameters
+        ----------
+        codes : (n, n_words) uint64
+            Whole codes: a prefix of them says less, and lacks the acceptance bits.
+        unknown_threshold : float, optional
+            Reject where the probability is below this, instead of by the thresholds learned for each type; 0 rejects
+            nothing.
+
+        Raises
+        ------
+        InputError
+            If the codes are shorter than this anchors' codes.
+        """
+        n = len(codes)
+        out = Scores(
+            labels=np.empty(n, np.int32),
+            top=np.full((n, TOP), -1, np.int32),
+            probabilities=np.zeros((n, TOP), np.float32),
+            margin=np.empty(n, np.float32),
+            novelty=np.empty(n, np.float32),
+            distance=np.empty(n, np.int32),
+            rejection=np.zeros(n, np.uint8),
+        )
+        for start in range(0, n, _BLOCK_ROWS):
+            part = slice(start, min(start + _BLOCK_ROWS, n))
+            self._score_block(codes[part], unknown_threshold, part, out)
+        return out
+
+    def _score_block(
+        self, codes: NDArray[np.uint64], unknown_threshold: float | None, part: slice, out: Scores
+    ) -> None:
+        bits = self._bits(codes)
+        probabilities = _softmax(self._units(bits) * np.float32(self.scale))
+        rows = np.arange(len(codes))
+        for rank in range(min(TOP, self.n_classes)):
+            best = probabilities.argmax(axis=1)
+            out.top[part, rank] = best
+            out.probabilities[part, rank] = probabilities[rows, best]
+            probabilities[rows, best] = -1.0
+        labels = out.top[part, 0]
+        out.labels[part] = labels
+        first = out.probabilities[part, 0]
+        out.margin[part] = first - out.probabilities[part, 1]
+        words = self.anchors.shape[1]
+        own = codes[:, :words] & prefix_mask(self.n_bits, words)
+        distance = np.bitwise_count(own ^ self.anchors[labels]).sum(axis=1, dtype=np.int32)
+        out.distance[part] = distance
+        novelty = self._novelty(bits, labels, distance)
+        out.novelty[part] = novelty
+        if unknown_threshold is not None:
+            out.rejection[part] = np.where(first < unknown_threshold, AMBIGUOUS, ACCEPTED)
+        else:
+            rejection = np.where(first < self.ambiguous_below[labels], AMBIGUOUS, ACCEPTED)
+            out.rejection[part] = np.where(novelty > self.novel_above[labels], NOVEL, rejection)
+
+    def _bits(self, codes: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        if codes.ndim != 2 or codes.shape[1] < words_for_bits(self.code_bits):
+            found = codes.shape[1] * 64 if codes.ndim == 2 else 0
+            raise InputError(
+                f"codes of {found} bits, but the anchors need {self.code_bits}. "
+                "Encode the atlas with the hasher that the anchors were saved with."
+            )
+        return unpack_bits(codes, self.code_bits)
+
+    def _units(self, bits: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Log-odds in whole numbers, exact: the same whatever other codes are in the block."""
+        signs = bits[:, : self.n_bits].astype(np.float32)
+        signs *= 2
+        signs -= 1
+        return signs @ self.read_out.T.astype(np.float32) + self.offset.astype(np.float32)
+
+    def _novelty(
+        self, bits: NDArray[np.uint8], labels: NDArray[np.int32], distance: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """Standard deviations by which a cell points less into its type's direction than that type's cells do.
+
+        Between two levels it is their middle. Without acceptance bits it is the Hamming distance to the anchor.
+        """
+        n_levels = len(self.levels)
+        if n_levels == 0:
+            return ((distance - self.distance_mean[labels]) / self.distance_deviation[labels]).astype(np.float32)
+        columns = self.n_bits + self.group[labels][:, None] * n_levels + np.arange(n_levels)
+        accepted = np.take_along_axis(bits, columns, axis=1).sum(axis=1, dtype=np.int64)
+        step = (self.levels[0] - self.levels[-1]) / max(n_levels - 1, 1) or 1.0
+        edges = np.concatenate([[self.levels[0] + step], self.levels, [self.levels[-1] - step]])
+        middles = (edges[1:] + edges[:-1]) / 2
+        return (-middles[n_levels - accepted]).astype(np.float32)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides a label or is told about it."""
+        digest = hashlib.sha256(json.dumps(self._constants(), sort_keys=True).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"{name}{tensor.dtype}{tensor.shape}".encode())
+            digest.update(np.ascontiguousarray(tensor).tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``anchors.safetensors`` and ``anchors.json`` into `folder` (made if missing), beside the Hasher's."""
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: np.ascontiguousarray(t) for name, t in self._tensors().items()}, folder / _TENSORS)
+        meta = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint(), **self._constants()}
+        (folder / _META).write_text(json.dumps(meta, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Anchors:
+        """Read anchors and check them.
+
+        Raises
+        ------
+        InputError
+            If a file is missing, damaged, of another format version, or does not fit its fingerprint.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        for name in (_META, _TENSORS):
+            if not (folder / name).is_file():
+                raise InputError(
+                    f"{folder}: no anchors: it has no {name}. Make them with `hashstream fit --method anchors --labels "
+                    "KEY`."
+                )
+        try:
+            meta = json.loads((folder / _META).read_text())
+            version = meta["format_version"]
+            if version != FORMAT_VERSION:
+                raise InputError(
+                    f"{folder}: anchors of format version {version}, this version of HashStream reads "
+                    f"{FORMAT_VERSION}. Fit them again, or use the version of HashStream that wrote them."
+                )
+            tensors = load_file(folder / _TENSORS)
+            anchors = cls(
+                names=tuple(str(name) for name in meta["names"]),
+                n_bits=int(meta["n_bits"]),
+                scale=float(meta["scale"]),
+                minimum_distance=int(meta["minimum_distance"]),
+                hasher_fingerprint=str(meta["hasher_fingerprint"]),
+                left_out={str(k): int(v) for k, v in meta["left_out"].items()},
+                parents={str(k): str(v) for k, v in meta["parents"].items()},
+                calibration=dict(meta["calibration"]),
+                **{name: tensors[name] for name in _TENSOR_TYPES},
+            )
+            found, stated = anchors.fingerprint(), str(meta["fingerprint"])
+        except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
+            raise InputError(
+                f"{folder}: the anchors are damaged ({type(error).__name__}: {error}). Copy them again, or fit them "
+                "again."
+            ) from error
+        if found != stated:
+            raise InputError(
+                f"{folder}: the anchors' content does not fit their fingerprint (found {found[:12]}, stated "
+                f"{stated[:12]}): they were changed or damaged. Copy them again, or fit them again."
+            )
+        return anchors
+
+    def _constants(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "n_bits": self.n_bits,
+            "scale": self.scale,
+            "minimum_distance": self.minimum_distance,
+            "hasher_fingerprint": self.hasher_fingerprint,
+            "left_out": dict(self.left_out),
+            "parents": dict(self.parents),
+            "calibration": dict(self.calibration),
+        }
+
+    def _tensors(self) -> dict[str, NDArray[Any]]:
+        return {name: getattr(self, name) for name in _TENSOR_TYPES}
+
+
+def has_anchors(folder: str | Path) -> bool:
+    """Whether a Hasher's folder holds anchors, too."""
+    return (Path(folder) / _META).is_file()
+
+
+def _softmax(log_odds: NDArray[np.float32]) -> NDArray[np.float32]:
+    odds = np.exp(log_odds - log_odds.max(axis=1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True), dtype=np.float32)

@@ -1,0 +1,122 @@
+"""Mini-batches for the deep head: from the cells in memory, or streamed from an atlas round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashstream.atlas import Atlas
+from hashstream.hashing.anchors.cells import Cells, Standardised
+from hashstream.hashing.anchors.draw import balanced_rows, gene_columns, read_cells
+
+Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+class BatchSource(Protocol):
+    """Where the deep head gets its cells from."""
+
+    sizes: NDArray[np.int64]
+
+    def batches(self, n_steps: int, n_cells: int, *, rng: np.random.Generator) -> Iterator[Batch]:
+        """`n_steps` batches of `n_cells`: z (n_cells, n_genes) float32, and classes (n_cells,) int64."""
+
+
+class InMemory:
+    """Batches of the cells that are held, drawn with replacement.
+
+    Parameters
+    ----------
+    numbers, classes : (n,) int64
+        The labelled cells to draw from, and their classes.
+    balance : float
+        A class of n cells is drawn n to the power 1 - balance times as often.
+
+    Attributes
+    ----------
+    sizes : (n_classes,) int64
+        Cells of each class.
+    """
+
+    def __init__(
+        self,
+        z: Standardised,
+        numbers: NDArray[np.int64],
+        classes: NDArray[np.int64],
+        n_classes: int,
+        *,
+        balance: float,
+    ) -> None:
+        self._z, self._numbers, self._classes = z, numbers, classes
+        self.sizes = np.bincount(classes, minlength=n_classes)
+        self._ends = np.cumsum((self.sizes.astype(np.float64) ** -balance)[classes])
+
+    def batches(self, n_steps: int, n_cells: int, *, rng: np.random.Generator) -> Iterator[Batch]:
+        for _ in range(n_steps):
+            drawn = np.searchsorted(self._ends, rng.random(n_cells) * self._ends[-1], side="right")
+            drawn = np.minimum(drawn, len(self._ends) - 1)
+            yield self._z(self._numbers[drawn]), self._classes[drawn]
+
+
+class Streamed:
+    """Batches of a reference that is larger than what may be held: each round holds other random cells.
+
+    A round is one pass over the atlas that keeps the chosen genes of as many random cells as fit in memory. Within a
+    round every cell is used once, in random order.
+
+    Parameters
+    ----------
+    labels : (n_cells,) int32
+        Class of each cell of the atlas that may be trained on, -1 elsewhere.
+    genes : (n_genes,) object
+        Names of the chosen genes.
+    z, target_sum
+        How counts are standardised; its cells are not used.
+    capacity : int
+        Cells that may be held.
+    balanced : bool
+        Draw equally many cells of each class, as far as they go, instead of cells as they come.
+    """
+
+    def __init__(
+        self,
+        atlas: Atlas,
+        labels: NDArray[np.int32],
+        genes: NDArray[np.object_],
+        z: Standardised,
+        *,
+        n_classes: int,
+        target_sum: float,
+        capacity: int,
+        balanced: bool,
+    ) -> None:
+        self._atlas, self._labels, self._n_classes = atlas, labels, n_classes
+        self._columns, self._n_genes = gene_columns(atlas, genes), len(genes)
+        self._z, self._target_sum = z, target_sum
+        self._capacity, self._balanced = capacity, balanced
+        self.sizes = np.bincount(labels[labels >= 0], minlength=n_classes)
+
+    def batches(self, n_steps: int, n_cells: int, *, rng: np.random.Generator) -> Iterator[Batch]:
+        done = 0
+        while done < n_steps:
+            z, classes = self._round(min((n_steps - done) * n_cells, self._capacity), rng)
+            order = rng.permutation(len(classes))
+            for start in range(0, max(len(order) - n_cells + 1, 1), n_cells):
+                if done == n_steps:
+                    return
+                # A round of fewer cells than a batch repeats them.
+                part = np.resize(order[start : start + n_cells], n_cells)
+                yield z(part), classes[part]
+                done += 1
+
+    def _round(self, n_wanted: int, rng: np.random.Generator) -> tuple[Standardised, NDArray[np.int64]]:
+        if self._balanced:
+            rows = balanced_rows(self._labels, self._n_classes, n_wanted, rng=rng)
+        else:
+            known = np.flatnonzero(self._labels >= 0)
+            rows = np.sort(rng.choice(known, min(n_wanted, len(known)), replace=False))
+        blocks = read_cells(self._atlas, rows, self._columns)
+        cells = Cells.from_blocks(blocks, self._n_genes, self._target_sum)
+        return self._z.of(cells), self._labels[cells.rows].astype(np.int64)

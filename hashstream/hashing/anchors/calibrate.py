@@ -1,0 +1,136 @@
+"""What validation cells teach: the temperature of the probabilities and each type's thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from hashstream.annotate.anchors import Anchors
+from hashstream.hashing.anchors.settings import AnchorSettings
+from hashstream.metrics import label_metrics
+
+#: A type's own quantile counts as much as that of all types when it has so many correctly labelled validation cells.
+_PRIOR_CELLS = 20.0
+_BINS = 15
+_LOG_RANGE = 4.0
+
+
+def calibrated(
+    anchors: Anchors, codes: NDArray[np.uint64], classes: NDArray[np.int64], settings: AnchorSettings
+) -> Anchors:
+    """Anchors with temperature and thresholds learned on cells that training did not see.
+
+    The temperature is that of the least log-loss (Guo et al., "On calibration of modern neural networks", ICML 2017).
+    A threshold is the quantile of a type's correctly labelled cells at which so many of them are rejected as the
+    settings allow, drawn towards the quantile of all types where it has few.
+
+    Parameters
+    ----------
+    codes : (n, n_words) uint64
+        Codes of the validation cells.
+    classes : (n,) int64
+    """
+    odds = anchors.log_odds(codes).astype(np.float64)
+    anchors = replace(anchors, scale=anchors.scale * _temperature(odds, classes))
+    scores = anchors.score(codes, unknown_threshold=0.0)
+    first = scores.probabilities[:, 0].astype(np.float64)
+    correct = scores.labels == classes
+    n_classes = anchors.n_classes
+    mean, deviation = _moments(scores.distance, scores.labels, correct, n_classes)
+    anchors = replace(anchors, distance_mean=mean, distance_deviation=deviation)
+    scores = anchors.score(codes, unknown_threshold=0.0)
+    ambiguous = _quantiles(first, scores.labels, correct, n_classes, settings.ambiguous_rate)
+    novel = -_quantiles(-scores.novelty.astype(np.float64), scores.labels, correct, n_classes, settings.novel_rate)
+    anchors = replace(anchors, ambiguous_below=ambiguous, novel_above=novel)
+    return replace(anchors, calibration=_summary(anchors, codes, classes))
+
+
+def carried_over(anchors: Anchors, like: Anchors, temperature: float) -> Anchors:
+    """Anchors that were learned again, with the temperature and the thresholds of those learned before."""
+    return replace(
+        anchors,
+        scale=anchors.scale / temperature,
+        distance_mean=like.distance_mean,
+        distance_deviation=like.distance_deviation,
+        ambiguous_below=like.ambiguous_below,
+        novel_above=like.novel_above,
+        calibration=like.calibration,
+    )
+
+
+def expected_calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> float:
+    """Mean distance between confidence and accuracy over 15 equal bins of the confidence, weighted by their cells."""
+    bins = np.clip(np.ceil(np.asarray(confidence, np.float64) * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
+    sure = np.bincount(bins, weights=confidence, minlength=_BINS)
+    right = np.bincount(bins, weights=correct, minlength=_BINS)
+    return float(np.abs(sure - right).sum() / max(len(bins), 1))
+
+
+def _temperature(odds: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
+    """What the log-odds must be multiplied by."""
+    rows = np.arange(len(classes))
+
+    def loss(log_factor: float) -> float:
+        return -float(log_softmax(odds * np.exp(log_factor), axis=1)[rows, classes].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-_LOG_RANGE, _LOG_RANGE), method="bounded").x))
+
+
+def _quantiles(
+    values: NDArray[np.float64], labels: NDArray[np.int32], correct: NDArray[np.bool_], n_classes: int, rate: float
+) -> NDArray[np.float64]:
+    """Value below which a share `rate` of each type's correctly labelled cells lies."""
+    if not correct.any():
+        return np.full(n_classes, values.min() if len(values) else 0.0)
+    # The lower of two neighbours, so that no more than the rate is rejected where values are tied.
+    pooled = float(np.quantile(values[correct], rate, method="lower"))
+    out = np.full(n_classes, pooled)
+    for c in range(n_classes):
+        own = values[correct & (labels == c)]
+        if len(own):
+            weight = len(own) / (len(own) + _PRIOR_CELLS)
+            out[c] = weight * float(np.quantile(own, rate, method="lower")) + (1 - weight) * pooled
+    return out
+
+
+def _moments(
+    distance: NDArray[np.int32], labels: NDArray[np.int32], correct: NDArray[np.bool_], n_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of the distances of each type's correctly labelled cells; of all where it has few."""
+    own = distance[correct].astype(np.float64)
+    centre, spread = (float(own.mean()), float(own.std())) if len(own) else (0.0, 1.0)
+    mean, deviation = np.full(n_classes, centre), np.full(n_classes, max(spread, 1.0))
+    for c in range(n_classes):
+        own = distance[correct & (labels == c)].astype(np.float64)
+        if len(own) > 2:
+            mean[c], deviation[c] = float(own.mean()), max(float(own.std(ddof=1)), 1.0)
+    return mean, deviation
+
+
+def _summary(anchors: Anchors, codes: NDArray[np.uint64], classes: NDArray[np.int64]) -> dict[str, Any]:
+    scores = anchors.score(codes)
+    n_classes, names = anchors.n_classes, list(anchors.names)
+    table = np.bincount(scores.labels * n_classes + classes, minlength=n_classes**2).reshape(n_classes, n_classes)
+    metrics = label_metrics(table, names, names, unknown="")
+    correct = scores.labels == classes
+    accepted = scores.rejection == 0
+    return {
+        "validation_cells": len(classes),
+        "accuracy": round(metrics["accuracy"], 6),
+        "macro_f1": round(metrics["macro_f1"], 6),
+        "expected_calibration_error": round(expected_calibration_error(scores.probabilities[:, 0], correct), 6),
+        "rejected_ambiguous": round(float((scores.rejection == 1).mean()), 6),
+        "rejected_novel": round(float((scores.rejection == 2).mean()), 6),
+        "accuracy_of_accepted": round(float(correct[accepted].mean()), 6) if accepted.any() else None,
+        "f1": {name: round(float(f), 6) for name, f in zip(names, _f1(table), strict=True)},
+    }
+
+
+def _f1(table: NDArray[np.int64]) -> NDArray[np.float64]:
+    total = table.sum(axis=0) + table.sum(axis=1)
+    return 2 * np.diagonal(table) / np.maximum(total, 1)

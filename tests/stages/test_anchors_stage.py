@@ -1,0 +1,122 @@
+"""`fit --method anchors` and `annotate --hasher`: one portable folder labels cells, each from its own code alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import Result
+
+from hashstream.annotate.anchors import Anchors
+from hashstream.hashing.anchors import AnchorSettings
+from hashstream.runtime.run import Run
+from hashstream.stages.annotate_anchors import COLUMNS, annotate_by_anchors
+from hashstream.stages.encode import encode
+from hashstream.stages.evaluate import evaluate
+from hashstream.stages.explain import ExplainSettings, explain
+from hashstream.stages.fit_anchors import fit_anchors
+from tests.synthetic import make_adata
+
+Cli = Callable[..., Result]
+QUICK = AnchorSettings(n_bits=32, novelty_bits=16, n_genes=100, n_components=20, n_hidden=16, steps=40, hash_steps=40)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with atlas.h5ad, the hasher and anchors of it, and the encoded run."""
+    folder = tmp_path_factory.mktemp("anchors")
+    adata = make_adata()
+    types = adata.obs["cell_type"].astype(object)
+    types[:20] = None
+    adata.obs["partly"] = types
+    adata.obs["same"] = "one"
+    adata.write_h5ad(folder / "atlas.h5ad")
+    fit_anchors(folder / "atlas.h5ad", folder / "hasher", labels="partly", settings=QUICK)
+    encode(folder / "atlas.h5ad", folder / "run", hasher=folder / "hasher")
+    return folder
+
+
+def column(run: Path, name: str) -> list[str]:
+    return [value for batch in Run.open(run).iter_cells([name]) for value in batch.column(0).to_pylist()]
+
+
+def test_cells_get_their_types(made: Path) -> None:
+    record = annotate_by_anchors(made / "run", hasher=made / "hasher", unknown_threshold=0)
+    assert sum(record["cells"].values()) == 600
+    assert "unknown" not in record["cells"]
+    assert evaluate(Run.open(made / "run"), "cell_type")["label"]["accuracy"] > 0.95
+    assert set(COLUMNS) <= set(Run.open(made / "run").cell_columns())
+    assert Run.open(made / "run").meta["stages"]["annotate"]["cells"] == record["cells"]
+
+
+def test_rejection_names_its_kind(made: Path) -> None:
+    record = annotate_by_anchors(made / "run", hasher=made / "hasher")
+    labels, kinds = column(made / "run", "label"), column(made / "run", "label_rejection")
+    assert [label == "unknown" for label in labels] == [kind != "" for kind in kinds]
+    assert record["cells"].get("unknown", 0) == sum(record["rejected"].values()) > 0
+
+
+def test_a_single_cell_gets_the_label_that_it_has_among_others(made: Path, tmp_path: Path) -> None:
+    annotate_by_anchors(made / "run", hasher=made / "hasher")
+    adata = anndata.read_h5ad(made / "atlas.h5ad")
+    order = np.random.default_rng(0).permutation(adata.n_vars)
+    for cell in (3, 77):
+        one = adata[[cell], order].copy()
+        one.X.sort_indices()
+        one.write_h5ad(tmp_path / "one.h5ad")
+        encode(tmp_path / "one.h5ad", tmp_path / "one", hasher=made / "hasher", force=True)
+        annotate_by_anchors(tmp_path / "one", hasher=made / "hasher")
+        for name in ("label", "label_confidence", "label_novelty", "label_second"):
+            assert column(tmp_path / "one", name)[0] == column(made / "run", name)[cell]
+
+
+def test_labels_of_a_vote_replace_those_of_anchors(made: Path) -> None:
+    from hashstream.stages.annotate import annotate
+
+    annotate_by_anchors(made / "run", hasher=made / "hasher")
+    annotate(made / "run", reference=made / "run", labels="cell_type")
+    assert "label_rejection" not in Run.open(made / "run").cell_columns()
+
+
+def test_genes_of_a_type_are_explained_by_its_anchor(made: Path, tmp_path: Path) -> None:
+    annotate_by_anchors(made / "run", hasher=made / "hasher", unknown_threshold=0)
+    name = Anchors.load(made / "hasher").names[0]
+    explain(made / "run", hasher=made / "hasher", target=tmp_path / "genes.csv", settings=ExplainSettings(label=name))
+    lines = (tmp_path / "genes.csv").read_text().splitlines()
+    assert len(lines) == 101
+
+
+def test_bad_input(made: Path, tmp_path: Path, hashstream: Cli, small_h5ad: Path) -> None:
+    def refused(result: Result, *words: str, code: int) -> None:
+        assert result.exit_code == code, result.output
+        for word in words:
+            assert word in result.output
+        assert "Traceback" not in result.output
+
+    atlas, folder = made / "atlas.h5ad", made / "hasher"
+    fit = ("fit", atlas, "-o", tmp_path / "h", "--method", "anchors")
+    refused(hashstream(*fit), "--labels KEY", code=2)
+    refused(hashstream("fit", atlas, "-o", tmp_path / "h", "--labels", "cell_type"), "--method anchors", code=2)
+    refused(hashstream(*fit, "--labels", "nothing"), "no column 'nothing'", code=1)
+    refused(hashstream(*fit, "--labels", "same"), "at least two types", "'one' (600 cells)", code=2)
+    assert not (tmp_path / "h").exists()
+    refused(hashstream("annotate", made / "run"), "--hasher", "--reference", code=2)
+    refused(hashstream("annotate", made / "run", "--reference", made / "run"), "--labels", code=2)
+    encode(small_h5ad, tmp_path / "other")
+    refused(hashstream("annotate", tmp_path / "other", "--hasher", folder), "another hasher", "--hasher", code=1)
+    refused(hashstream("annotate", tmp_path / "other", "--hasher", tmp_path / "other" / "hasher"), "no anchors", code=1)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    meta = json.loads((copy / "anchors.json").read_text())
+    meta["names"][0] += " (changed)"
+    (copy / "anchors.json").write_text(json.dumps(meta))
+    refused(hashstream("annotate", made / "run", "--hasher", copy), "fingerprint", code=1)
+    tensors = (folder / "anchors.safetensors").read_bytes()
+    (copy / "anchors.safetensors").write_bytes(tensors[: len(tensors) // 2])
+    refused(hashstream("annotate", made / "run", "--hasher", copy), "damaged", code=1)
