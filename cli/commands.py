@@ -119,7 +119,7 @@ def _fit_anchors(
     given = click.get_current_context().get_parameter_source("bits")
     asked = given not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
     settings = AnchorSettings(
-        n_genes=n_genes, sample_cells=sample, device=device, **({"n_bits": bits} if asked else {})
+        n_bits=bits if asked else AnchorSettings().n_bits, n_genes=n_genes, sample_cells=sample, device=device
     )
     _, anchors = fit_anchors(
         sources, output, settings=settings, seed=session.seed, progress=session.listener(), **options

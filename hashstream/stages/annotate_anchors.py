@@ -49,13 +49,13 @@ def annotate_by_anchors(
     InputError
         If the run was encoded with another Hasher, or the folder is damaged or holds no anchors.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    source = run if isinstance(run, Run) else Run.open(run)
     begin = time.perf_counter()
     anchors = Anchors.load(hasher)
-    ours = run.meta["hasher"]["fingerprint"]
+    ours = source.meta["hasher"]["fingerprint"]
     if ours != anchors.hasher_fingerprint:
         raise InputError(
-            f"{run.path} was encoded with another hasher ({ours[:12]}) than that of {hasher} "
+            f"{source.path} was encoded with another hasher ({ours[:12]}) than that of {hasher} "
             f"({anchors.hasher_fingerprint[:12]}), so its anchors say nothing about these codes. Encode the query with "
             f"`--hasher {hasher}`."
         )
@@ -65,7 +65,7 @@ def annotate_by_anchors(
     rejected = np.zeros(len(REJECTIONS), dtype=np.int64)
 
     def look_up(rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
-        scores = anchors.score(run.codes(rows.start, rows.stop), unknown_threshold=unknown_threshold)
+        scores = anchors.score(source.codes(rows.start, rows.stop), unknown_threshold=unknown_threshold)
         labels = np.where(scores.rejection > 0, anchors.n_classes, scores.labels)
         cells[:] += np.bincount(labels, minlength=len(names))
         rejected[:] += np.bincount(scores.rejection, minlength=len(REJECTIONS))
@@ -92,12 +92,12 @@ def annotate_by_anchors(
         "unknown_threshold": unknown_threshold,
     }
     # What the pass counts is only known once it is over; the record is completed then.
-    run = run.set_cell_columns(list(COLUMNS), look_up, stage="annotate", record=record)
+    done = source.set_cell_columns(list(COLUMNS), look_up, stage="annotate", record=record)
     record |= {
         "cells": {name: int(n) for name, n in zip(names, cells, strict=True) if n},
         "rejected": {name: int(n) for name, n in zip(REJECTIONS, rejected, strict=True) if name},
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    run.note_stage("annotate", record)
+    done.note_stage("annotate", record)
     return record

@@ -250,9 +250,11 @@ def test_codes_of_real_cells_find_more_of_their_type(real_data: Callable[[str], 
     path = real_data("paul2015_myeloid.h5ad")
     adata = anndata.read_h5ad(path)
     types = adata.obs["cell_type"].cat.codes.to_numpy()
-    settings = NeuralSettings(n_bits=32, n_genes=1000, max_steps=100, evaluate_every=50, batch_cells=256)
+    settings = NeuralSettings(
+        n_bits=32, n_genes=600, n_hidden=128, zinb_hidden=32, max_steps=100, batch_cells=256, learning_rate=3e-3
+    )
     learned = learn(path, settings)
-    plain = fit_pca_itq(draw_sample(open_atlas(path)), PcaItqSettings(n_bits=32, n_genes=1000))
+    plain = fit_pca_itq(draw_sample(open_atlas(path)), PcaItqSettings(n_bits=32, n_genes=600))
     assert hits(learned, adata, types) > hits(plain, adata, types) + 0.03
 
 

@@ -89,7 +89,9 @@ def code_book(
     if n_classes <= _FEW_CLASSES:
         anchors, guaranteed = _splits(n_classes, n_bits)
         if similarity is not None:
-            anchors = anchors[_swaps(2.0 * anchors - 1.0, _similarities(similarity, n_classes)[1], set(), rng)]
+            anchors = anchors[
+                _swaps((2.0 * anchors - 1.0).astype(np.float64), _similarities(similarity, n_classes)[1], set(), rng)
+            ]
         kind = "splits"
     else:
         m = n_bits.bit_length() - 1
@@ -143,8 +145,9 @@ def _assign(
     if similarity is None:
         return order[:n_classes].astype(np.int64)
     close, centred = _similarities(similarity, n_classes)
-    chosen = _greedy(2.0 * words[order] - 1.0, close, centred)
-    signs = 2.0 * words[order[chosen]] - 1.0
+    candidates = (2.0 * words[order] - 1.0).astype(np.float64)
+    chosen = _greedy(candidates, close, centred)
+    signs = candidates[chosen]
     least = np.unravel_index(int((close + np.eye(n_classes) * 1e9).argmin()), close.shape)
     return order[chosen[_swaps(signs, centred, {int(c) for c in least}, rng)]]
 

@@ -83,10 +83,10 @@ def train_hyperplanes(
     # A hyperplane starts where the scores of its anchor's two sides balance.
     start = back[:-1] @ anchors / max(float(np.sqrt(((x @ back[:-1] @ anchors) ** 2).mean())), 1e-9)
     # Equal columns of the code book would stay equal hyperplanes: chance sets them apart.
-    size = np.sqrt((start**2).mean())
+    size = float(np.sqrt((start**2).mean()))
     start = start + _TILT * size * rng.standard_normal(start.shape)
-    weight = torch.nn.Parameter(torch.from_numpy(start.astype(np.float32)))
-    bias = torch.nn.Parameter(torch.from_numpy((_SHIFT * rng.standard_normal(n_bits)).astype(np.float32)))
+    weight = torch.nn.Parameter(torch.from_numpy(np.asarray(start, dtype=np.float32)))
+    bias = torch.nn.Parameter(torch.from_numpy(np.asarray(_SHIFT * rng.standard_normal(n_bits), dtype=np.float32)))
     read_out = torch.nn.Parameter(torch.from_numpy(anchors * np.float32(_BETA / n_bits)))
     offset = torch.nn.Parameter(torch.zeros(n_classes))
     rates = [settings.hash_learning_rate, _READ_OUT_RATE * settings.hash_learning_rate]

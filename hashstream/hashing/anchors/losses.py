@@ -71,16 +71,16 @@ class StraightThroughSign(torch.autograd.Function):
     """-1 or 1 forwards, the derivative of tanh backwards (Bengio et al., arXiv 1308.3432)."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
         ctx.save_for_backward(values)
         return torch.where(values > 0, 1.0, -1.0)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         (values,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * (1 - torch.tanh(values) ** 2)
 
 
 def signs(values: Tensor) -> Tensor:
     """`StraightThroughSign` of values."""
-    return StraightThroughSign.apply(values)  # type: ignore[no-any-return, no-untyped-call]
+    return StraightThroughSign.apply(values)

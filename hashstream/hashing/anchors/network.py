@@ -13,8 +13,8 @@ from hashstream.hashing.anchors.novelty import Directions
 from hashstream.hashing.anchors.settings import AnchorSettings
 
 #: Axes and directions pass through the layers of the deep head, divided by these. Raised by 1 they pass the relu as
-#: they are; within the range of nearly all cells tanh is a straight line to a few per cent, and beyond it holds outliers
-#: back.
+#: they are; within the range of nearly all cells tanh is a straight line to a few per cent, and beyond it holds
+#: outliers back.
 _AXIS_RANGE, _DIRECTION_RANGE = 64.0, 4.0
 _RAISED = 1.0
 MOST_POINT_DIMS = 64
@@ -115,8 +115,8 @@ def score_map(
     n_classes, n_bits = anchors.shape
     axes = features[:, : network.n_axes].astype(np.float64) * _AXIS_RANGE
     sizes = np.bincount(classes, minlength=n_classes)
-    means = np.stack([np.bincount(classes, weights=a, minlength=n_classes) for a in axes.T], axis=1)
-    means /= np.maximum(sizes, 1)[:, None]
+    sums = np.stack([np.bincount(classes, weights=a, minlength=n_classes) for a in axes.T], axis=1)
+    means = sums / np.maximum(sizes, 1)[:, None]
     weight = np.zeros((features.shape[1], n_classes))
     weight[: network.n_axes] = settings.discriminant_weight * _AXIS_RANGE * means.T
     weight[network.units] = settings.deep_weight * anchors.T / n_bits
