@@ -204,11 +204,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ablation-seeds", type=int, default=2, help="seeds with each part left out in turn")
     parser.add_argument("--sets", default=",".join(SETS), help=f"any of {', '.join(SETS)}")
-    parser.add_argument("--parts", default="clusters,codes", help="clusters, codes, or both")
+    parser.add_argument("--parts", default="clusters,codes", help="clusters, codes, or both; none merges only")
+    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="results of other parts, for one page")
     parser.add_argument("--json", type=Path, help="write all records and the summary here")
     parser.add_argument("--markdown", type=Path, help="write the page of results here")
     options = parser.parse_args(arguments)
-    sets, parts = options.sets.split(","), options.parts.split(",")
+    sets, parts = options.sets.split(","), [part for part in options.parts.split(",") if part]
     if unknown := (set(sets) - set(SETS)) | (set(parts) - {"clusters", "codes"}):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if missing := [SETS[name] for name in sets if not (options.data / SETS[name]).is_file()]:
@@ -216,14 +217,15 @@ def main(arguments: list[str] | None = None) -> None:
     # scanpy and its libraries announce deprecations of each other.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="zero-centering a sparse array")
-    entries = run_all(options.data, sets, options.seeds, options.ablation_seeds, parts)
+    entries = run_all(options.data, sets, options.seeds, options.ablation_seeds, parts) if parts else []
+    entries += [entry for path in options.merge for entry in json.loads(path.read_text())["records"]]
     summary = summarise(entries, sets)
     print(json.dumps(summary, indent=1))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"records": entries, "summary": summary}, indent=1) + "\n")
     if options.markdown is not None:
-        write_markdown(options.markdown, entries, summary, sets, seeds=options.seeds)
+        write_markdown(options.markdown, entries, summary, sets)
 
 
 if __name__ == "__main__":
