@@ -137,7 +137,8 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
         "",
         f"on {datetime.now(UTC):%Y-%m-%d}, {machine()}; Python {found['python']}, numpy {found['numpy']}, scikit-learn "
         f"{found['scikit-learn']}. Mean and standard deviation over seeds. Rows with a part of the "
-        "Transformer changed have fewer seeds, so compare them with `nothing learned`, which is Ward on the same seeds. `neural tokens`: codes and "
+        "Transformer changed have fewer seeds, so compare them with `nothing learned`, which is Ward on the same "
+        "seeds. `neural tokens`: codes and "
         "embedding of the learned hash function. Cells: scanpy's "
         "plain recipe (2,000 genes, 50 components), k-means of ten starts, Leiden at the resolution that gives the "
         "true number of types or the nearest to it.",

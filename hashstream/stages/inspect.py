@@ -13,6 +13,9 @@ from hashstream.runtime.database_schema import META as DATABASE_META
 from hashstream.runtime.run import META, Run
 from hashstream.stages.reference import describe_reference
 
+#: Of a hasher's provenance, what is too long to read.
+_LONG = ("component_deviation", "history")
+
 
 def inspect(path: str | Path) -> dict[str, Any]:
     """What is at `path`: a dict of JSON values whose ``kind`` is ``run``, ``reference``, ``hasher`` or ``atlas``.
@@ -64,7 +67,7 @@ def _inspect_hasher(hasher: Hasher) -> dict[str, Any]:
         "embedding": hasher.n_dims,
         "layers": [list(w.shape) for w in hasher.weights],
         "fingerprint": hasher.fingerprint(),
-        "provenance": {k: v for k, v in hasher.provenance.items() if k != "explained_deviation"},
+        "provenance": {k: v for k, v in hasher.provenance.items() if k not in _LONG},
     }
 
 
