@@ -22,15 +22,15 @@ TOP = 3
 _TENSORS, _META = "anchors.safetensors", "anchors.json"
 #: Log-odds are sums of whole numbers below this, so that float32 products are exact in any order of summation.
 EXACT_LIMIT = 1 << 23
-_BLOCK_ROWS = 8_192
+_BLOCK_ROWS = 1_024  # what they take stays in the second-level cache
+_PROFILE = 1000  # units of a profile
 _TENSOR_TYPES = {
     "anchors": np.uint64,
     "read_out": np.int16,
     "offset": np.int32,
-    "group": np.int32,
-    "levels": np.float64,
-    "distance_mean": np.float64,
-    "distance_deviation": np.float64,
+    "profile": np.int16,
+    "fit_mean": np.float64,
+    "fit_deviation": np.float64,
     "ambiguous_below": np.float64,
     "novel_above": np.float64,
     "class_counts": np.int64,
@@ -52,7 +52,7 @@ class Scores:
     margin : (n,) float32
         First probability less the second.
     novelty : (n,) float32
-        How much worse the cell fits its label than this type's own cells do, in their standard deviations.
+        How much less the cell looks like its label than this type's own cells do, in their standard deviations.
     distance : (n,) int32
         Hamming distance to the anchor of the label.
     rejection : (n,) uint8
@@ -74,8 +74,9 @@ class Anchors:
 
     Bits 0 to ``n_bits - 1`` of a code are compared with the anchors. As +-1 they give the log-odds
     ``scale * (read_out @ bits + offset)``, whose softmax are the probabilities; ``read_out`` is what the anchors became
-    when bits were weighed by what they tell. After these come ``len(levels)`` acceptance bits for each group of types;
-    they are 1 where the cell points into the direction of the group at least that much.
+    when bits were weighed by what they tell. The novelty bits after these are compared with the ``profile`` of the
+    label: the fit is the sum of ``profile * bits`` over either half of them, made 1 at most, and novelty is what the
+    mean of both lacks, each less ``fit_mean`` and over ``fit_deviation``.
 
     Attributes
     ----------
@@ -87,12 +88,10 @@ class Anchors:
     read_out, offset : (n_classes, n_bits) int16, (n_classes,) int32
     scale : float
         Log-odds a unit, temperature included.
-    group : (n_classes,) int32
-        Which acceptance bits belong to each class.
-    levels : (n_levels,) float64
-        Their thresholds, falling; in standard deviations of the type's own cells.
-    distance_mean, distance_deviation : (n_classes,) float64
-        Of the Hamming distance of a type's cells to their anchor.
+    profile : (n_classes, n_novelty_bits) int16
+        Mean sign of each novelty bit over a type's cells, in 1/1000.
+    fit_mean, fit_deviation : (n_classes, 2) float64
+        Of the fit of a type's own cells, in either half.
     ambiguous_below, novel_above : (n_classes,) float64
         Probability below which, and novelty above which, a cell of that label is rejected.
     class_counts : (n_classes,) int64
@@ -115,10 +114,9 @@ class Anchors:
     read_out: NDArray[np.int16]
     offset: NDArray[np.int32]
     scale: float
-    group: NDArray[np.int32]
-    levels: NDArray[np.float64]
-    distance_mean: NDArray[np.float64]
-    distance_deviation: NDArray[np.float64]
+    profile: NDArray[np.int16]
+    fit_mean: NDArray[np.float64]
+    fit_deviation: NDArray[np.float64]
     ambiguous_below: NDArray[np.float64]
     novel_above: NDArray[np.float64]
     class_counts: NDArray[np.int64]
@@ -132,7 +130,8 @@ class Anchors:
         n = len(self.names)
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_TENSOR_TYPES, (n,))
         shapes["anchors"], shapes["read_out"] = (n, words_for_bits(self.n_bits)), (n, self.n_bits)
-        shapes["levels"] = (len(self.levels),)
+        shapes["profile"] = (n, self.profile.shape[-1])
+        shapes["fit_mean"] = shapes["fit_deviation"] = (n, 2)
         for name, dtype in _TENSOR_TYPES.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.shape != shapes[name]:
@@ -141,10 +140,10 @@ class Anchors:
                 raise ValueError(f"{name} holds NaN or infinite values")
         if n < 2 or len(set(self.names)) < n:
             raise ValueError(f"{n} classes of {len(set(self.names))} names; expected at least 2, each its own")
-        if not 0 < self.scale < np.inf or (self.group < 0).any() or (np.diff(self.levels) >= 0).any():
-            raise ValueError("scale, group or levels are out of range")
-        if (self.distance_deviation <= 0).any():
-            raise ValueError("distance_deviation is out of range")
+        if not 0 < self.scale < np.inf or (self.fit_deviation <= 0).any():
+            raise ValueError("scale or fit_deviation are out of range")
+        if self.profile.shape[1] < 2 or self.profile.shape[1] % 2 or np.abs(self.profile.astype(int)).max() > _PROFILE:
+            raise ValueError("profile is out of range")
         total = np.abs(self.read_out.astype(np.int64)).sum(axis=1) + np.abs(self.offset.astype(np.int64))
         if (total >= EXACT_LIMIT).any():
             raise ValueError("read_out and offset are out of range")
@@ -155,8 +154,8 @@ class Anchors:
 
     @property
     def code_bits(self) -> int:
-        """Bits of a whole code: anchor bits and acceptance bits."""
-        return self.n_bits + (int(self.group.max()) + 1) * len(self.levels)
+        """Bits of a whole code: anchor bits and novelty bits."""
+        return self.n_bits + self.profile.shape[1]
 
     def log_odds(self, codes: NDArray[np.uint64]) -> NDArray[np.float32]:
         """Log-odds of the classes up to a constant: (n, n_classes) float32. One block: memory grows with n."""
@@ -172,7 +171,7 @@ class Anchors:
         Parameters
         ----------
         codes : (n, n_words) uint64
-            Whole codes: a prefix of them says less, and lacks the acceptance bits.
+            Whole codes: a prefix of them says less, and lacks the novelty bits.
         unknown_threshold : float, optional
             Reject where the probability is below this, instead of by the thresholds learned for each type; 0 rejects
             nothing.
@@ -216,7 +215,7 @@ class Anchors:
         own = codes[:, :words] & prefix_mask(self.n_bits, words)
         distance = np.bitwise_count(own ^ self.anchors[labels]).sum(axis=1, dtype=np.int32)
         out.distance[part] = distance
-        novelty = self._novelty(bits, labels, distance)
+        novelty = self._novelty(bits, labels)
         out.novelty[part] = novelty
         if unknown_threshold is not None:
             out.rejection[part] = np.where(first < unknown_threshold, AMBIGUOUS, ACCEPTED)
@@ -235,27 +234,20 @@ class Anchors:
 
     def _units(self, bits: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Log-odds in whole numbers, exact: the same whatever other codes are in the block."""
-        signs = bits[:, : self.n_bits].astype(np.float32)
-        signs *= 2
-        signs -= 1
-        return signs @ self.read_out.T.astype(np.float32) + self.offset.astype(np.float32)
+        return _signs(bits[:, : self.n_bits]) @ self.read_out.T.astype(np.float32) + self.offset.astype(np.float32)
 
-    def _novelty(
-        self, bits: NDArray[np.uint8], labels: NDArray[np.int32], distance: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """Standard deviations by which a cell points less into its type's direction than that type's cells do.
-
-        Between two levels it is their middle. Without acceptance bits it is the Hamming distance to the anchor.
-        """
-        n_levels = len(self.levels)
-        if n_levels == 0:
-            return ((distance - self.distance_mean[labels]) / self.distance_deviation[labels]).astype(np.float32)
-        columns = self.n_bits + self.group[labels][:, None] * n_levels + np.arange(n_levels)
-        accepted = np.take_along_axis(bits, columns, axis=1).sum(axis=1, dtype=np.int64)
-        step = (self.levels[0] - self.levels[-1]) / max(n_levels - 1, 1) or 1.0
-        edges = np.concatenate([[self.levels[0] + step], self.levels, [self.levels[-1] - step]])
-        middles = (edges[1:] + edges[:-1]) / 2
-        return (-middles[n_levels - accepted]).astype(np.float32)
+    def _novelty(self, bits: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.float32]:
+        """See the class; sums of whole numbers, exact as the log-odds."""
+        n_half = self.profile.shape[1] // 2
+        rows = np.arange(len(labels))
+        total = np.zeros(len(labels))
+        for half in range(2):
+            part = slice(half * n_half, (half + 1) * n_half)
+            signs = _signs(bits[:, self.n_bits + part.start : self.n_bits + part.stop])
+            agreement = (signs @ self.profile[:, part].T.astype(np.float32))[rows, labels]
+            fit = agreement.astype(np.float64) / (_PROFILE * n_half)
+            total += (fit - self.fit_mean[labels, half]) / self.fit_deviation[labels, half]
+        return (-total / 2).astype(np.float32)
 
     def fingerprint(self) -> str:
         """SHA-256 of all that decides a label or is told about it."""
@@ -346,6 +338,14 @@ class Anchors:
 def has_anchors(folder: str | Path) -> bool:
     """Whether a Hasher's folder holds anchors, too."""
     return (Path(folder) / _META).is_file()
+
+
+def _signs(bits: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """-1 and 1."""
+    signs = bits.astype(np.float32)
+    signs *= 2
+    signs -= 1
+    return signs
 
 
 def _softmax(log_odds: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -41,9 +41,6 @@ def calibrated(
     first = scores.probabilities[:, 0].astype(np.float64)
     correct = scores.labels == classes
     n_classes = anchors.n_classes
-    mean, deviation = _moments(scores.distance, scores.labels, correct, n_classes)
-    anchors = replace(anchors, distance_mean=mean, distance_deviation=deviation)
-    scores = anchors.score(codes, unknown_threshold=0.0)
     ambiguous = _quantiles(first, scores.labels, correct, n_classes, settings.ambiguous_rate)
     novel = -_quantiles(-scores.novelty.astype(np.float64), scores.labels, correct, n_classes, settings.novel_rate)
     anchors = replace(anchors, ambiguous_below=ambiguous, novel_above=novel)
@@ -55,8 +52,6 @@ def carried_over(anchors: Anchors, like: Anchors, temperature: float) -> Anchors
     return replace(
         anchors,
         scale=anchors.scale / temperature,
-        distance_mean=like.distance_mean,
-        distance_deviation=like.distance_deviation,
         ambiguous_below=like.ambiguous_below,
         novel_above=like.novel_above,
         calibration=like.calibration,
@@ -96,20 +91,6 @@ def _quantiles(
             weight = len(own) / (len(own) + _PRIOR_CELLS)
             out[c] = weight * float(np.quantile(own, rate, method="lower")) + (1 - weight) * pooled
     return out
-
-
-def _moments(
-    distance: NDArray[np.int32], labels: NDArray[np.int32], correct: NDArray[np.bool_], n_classes: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of the distances of each type's correctly labelled cells; of all where it has few."""
-    own = distance[correct].astype(np.float64)
-    centre, spread = (float(own.mean()), float(own.std())) if len(own) else (0.0, 1.0)
-    mean, deviation = np.full(n_classes, centre), np.full(n_classes, max(spread, 1.0))
-    for c in range(n_classes):
-        own = distance[correct & (labels == c)].astype(np.float64)
-        if len(own) > 2:
-            mean[c], deviation[c] = float(own.mean()), max(float(own.std(ddof=1)), 1.0)
-    return mean, deviation
 
 
 def _summary(anchors: Anchors, codes: NDArray[np.uint64], classes: NDArray[np.int64]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def fit_anchors(
         provenance={
             "method": "anchors",
             "seed": seed,
-            "sample_cells": held.n_cells,
+            "drawn_cells": held.n_cells,
             "labelled_cells": int(classes.sizes.sum()),
             "classes": len(classes.names),
             "left_out": classes.left_out,

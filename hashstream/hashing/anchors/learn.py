@@ -20,7 +20,7 @@ from hashstream.hashing.anchors.deep import train_deep
 from hashstream.hashing.anchors.discriminant import fit_discriminant
 from hashstream.hashing.anchors.hyperplanes import Hyperplanes, train_hyperplanes
 from hashstream.hashing.anchors.network import Network, add_points, join_heads, score_map
-from hashstream.hashing.anchors.novelty import Directions, acceptance, find_directions
+from hashstream.hashing.anchors.novelty import Profiles, learn_profiles, projections
 from hashstream.hashing.anchors.settings import AnchorSettings
 from hashstream.kernels import pack_bits
 from hashstream.runtime.events import ProgressListener
@@ -104,33 +104,26 @@ def _learn_once(
         balance = 0.0 if settings.loss == "schash" else settings.sampling_balance
         source = InMemory(z, numbers, classes, n_classes, balance=balance)
     deep = train_deep(source, signs, z.n_genes, settings, seed=seed, device=torch.device(device), progress=progress)
-    sizes = np.bincount(classes, minlength=n_classes)
-    directions: Directions | None = find_directions(z, numbers, discriminant.centroids, sizes)
-    if directions is not None and settings.novelty_bits < directions.n_groups:
-        directions = None
-    network = join_heads(discriminant, directions, deep.weights, deep.biases)
+    network = join_heads(discriminant, deep.weights, deep.biases)
     features = network.features(z, numbers)
     scores = score_map(network, features, classes, signs, settings)
     values = scores(features)
     network = add_points(network, scores, values)
     embedding = features @ network.weights[2] + network.biases[2]
-    n_dims = embedding.shape[1] - network.n_directions
+    n_dims = embedding.shape[1] - network.n_axes
     planes = train_hyperplanes(values, embedding[:, :n_dims].astype(np.float64), classes, signs, settings, seed=seed)
-    levels, accepting = np.zeros(0), np.zeros((0, 0))
-    group = np.zeros(n_classes, dtype=np.int64)
-    if directions is not None:
-        group = directions.group
-        own = embedding[:, n_dims:]
-        levels, accepting = acceptance(own, group[classes], directions.n_groups, settings.novelty_bits)
-    bit_weight = np.zeros((embedding.shape[1], settings.n_bits + accepting.shape[1]), dtype=np.float32)
+    means = scores.means - scores.means.mean(axis=0)
+    turned = projections(means, settings.novelty_bits, rng=np.random.default_rng((seed, 4))).astype(np.float32)
+    bit_weight = np.zeros((embedding.shape[1], settings.n_bits + settings.novelty_bits), dtype=np.float32)
     bit_weight[:n_dims, : settings.n_bits] = planes.weight
-    bit_weight[n_dims:, settings.n_bits :] = accepting
-    bit_bias = np.concatenate([planes.bias, np.zeros(accepting.shape[1], dtype=np.float32)]).astype(np.float32)
+    bit_weight[n_dims:, settings.n_bits :] = turned
+    bit_bias = np.concatenate([planes.bias, np.zeros(settings.novelty_bits, dtype=np.float32)])
+    profiles = learn_profiles(embedding[:, n_dims:] @ turned > 0, classes, n_classes)
     return Learned(
         network=network,
         bit_weight=bit_weight,
         bit_bias=bit_bias,
-        anchors=_anchors(cells, book, planes, group, levels),
+        anchors=_anchors(cells, book, planes, profiles),
         book=book,
         summary={
             "code_book": book.kind,
@@ -142,13 +135,10 @@ def _learn_once(
     )
 
 
-def _anchors(
-    cells: LabelledCells, book: CodeBook, planes: Hyperplanes, group: NDArray[np.int64], levels: NDArray[np.float64]
-) -> Anchors:
+def _anchors(cells: LabelledCells, book: CodeBook, planes: Hyperplanes, profiles: Profiles) -> Anchors:
     """Anchors without calibration: the read-out in whole numbers, so that log-odds are exact."""
     total = float((np.abs(planes.read_out).sum(axis=1) + np.abs(planes.offset)).max())
     unit = max(float(np.abs(planes.read_out).max()) / _MOST_INT16, 1.01 * total / (EXACT_LIMIT - book.anchors.shape[1]))
-    n_classes = cells.n_classes
     return Anchors(
         names=cells.names,
         anchors=pack_bits(book.anchors.astype(bool)),
@@ -156,12 +146,11 @@ def _anchors(
         read_out=np.rint(planes.read_out / unit).astype(np.int16),
         offset=np.rint(planes.offset / unit).astype(np.int32),
         scale=unit,
-        group=group.astype(np.int32),
-        levels=levels,
-        distance_mean=np.zeros(n_classes),
-        distance_deviation=np.ones(n_classes),
-        ambiguous_below=np.zeros(n_classes),
-        novel_above=np.full(n_classes, 1e9),
+        profile=profiles.profile,
+        fit_mean=profiles.fit_mean,
+        fit_deviation=profiles.fit_deviation,
+        ambiguous_below=np.zeros(cells.n_classes),
+        novel_above=np.full(cells.n_classes, 1e9),
         class_counts=cells.counts,
         minimum_distance=book.minimum_distance,
         hasher_fingerprint="",

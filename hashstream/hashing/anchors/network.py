@@ -1,4 +1,4 @@
-"""Closed-form head, deep head and directions as the layers of one Hasher."""
+"""Closed-form head and deep head as the layers of one Hasher."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from numpy.typing import NDArray
 
 from hashstream.hashing.anchors.cells import Standardised
 from hashstream.hashing.anchors.discriminant import Discriminant
-from hashstream.hashing.anchors.novelty import Directions
 from hashstream.hashing.anchors.settings import AnchorSettings
 
-#: Axes and directions pass through the layers of the deep head, divided by these. Raised by 1 they pass the relu as
-#: they are; within the range of nearly all cells tanh is a straight line to a few per cent, and beyond it holds
-#: outliers back.
-_AXIS_RANGE, _DIRECTION_RANGE = 64.0, 4.0
+#: The axes pass through the layers of the deep head, divided by this. Raised by 1 they pass the relu as they are;
+#: within the range of nearly all cells tanh is a straight line to a few per cent, and beyond it holds outliers back.
+AXIS_RANGE = 64.0
 _RAISED = 1.0
 MOST_POINT_DIMS = 64
 _POINT_DEVIATION = 2.0
@@ -28,14 +26,14 @@ class Network:
     Attributes
     ----------
     weights, biases : one of each a layer, float32
-        Outputs of the second layer, the features: axes of the discriminant, directions, units of the deep head.
-    n_axes, n_directions : int
+        Outputs of the second layer, the features: axes of the discriminant, then the units of the deep head. Outputs of
+        the third, the embedding: points, then the axes.
+    n_axes : int
     """
 
     weights: tuple[NDArray[np.float32], ...]
     biases: tuple[NDArray[np.float32], ...]
     n_axes: int
-    n_directions: int
 
     def features(self, z: Standardised, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Output of the second layer for some cells."""
@@ -45,21 +43,21 @@ class Network:
             out[part] = np.tanh(hidden @ self.weights[1] + self.biases[1])
         return out
 
-    @property
-    def directions(self) -> slice:
-        return slice(self.n_axes, self.n_axes + self.n_directions)
-
-    @property
-    def units(self) -> slice:
-        return slice(self.n_axes + self.n_directions, self.weights[1].shape[1])
-
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """From features to the scores of the classes: (n_features, n_classes), (n_classes,) float64."""
+    """From features to the scores of the classes.
+
+    Attributes
+    ----------
+    weight, bias : (n_features, n_classes), (n_classes,) float64
+    means : (n_classes, n_axes) float64
+        Mean of each class on the axes.
+    """
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
+    means: NDArray[np.float64]
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         return features.astype(np.float64) @ self.weight + self.bias
@@ -67,31 +65,23 @@ class ScoreMap:
 
 def join_heads(
     discriminant: Discriminant,
-    directions: Directions | None,
     deep_weights: tuple[NDArray[np.float32], NDArray[np.float32]],
     deep_biases: tuple[NDArray[np.float32], NDArray[np.float32]],
 ) -> Network:
     """The first two layers."""
     n_axes = discriminant.weight.shape[1]
-    n_directions = 0 if directions is None else directions.weight.shape[1]
-    passed = n_axes + n_directions
-    first = [discriminant.weight / _AXIS_RANGE]
-    bias = [discriminant.bias / _AXIS_RANGE + _RAISED]
-    if directions is not None:
-        first.append(directions.weight / _DIRECTION_RANGE)
-        bias.append(directions.bias / _DIRECTION_RANGE + _RAISED)
     n_hidden, n_bits = deep_weights[1].shape
-    second = np.zeros((passed + n_hidden, passed + n_bits), dtype=np.float32)
-    second[:passed, :passed] = np.eye(passed)
-    second[passed:, passed:] = deep_weights[1]
+    second = np.zeros((n_axes + n_hidden, n_axes + n_bits), dtype=np.float32)
+    second[:n_axes, :n_axes] = np.eye(n_axes)
+    second[n_axes:, n_axes:] = deep_weights[1]
+    first_bias = np.concatenate([discriminant.bias / AXIS_RANGE + _RAISED, deep_biases[0]])
     return Network(
-        weights=(np.column_stack([*first, deep_weights[0]]).astype(np.float32), second),
+        weights=(np.column_stack([discriminant.weight / AXIS_RANGE, deep_weights[0]]).astype(np.float32), second),
         biases=(
-            np.concatenate([*bias, deep_biases[0]]).astype(np.float32),
-            np.concatenate([np.full(passed, -_RAISED), deep_biases[1]]).astype(np.float32),
+            first_bias.astype(np.float32),
+            np.concatenate([np.full(n_axes, -_RAISED), deep_biases[1]]).astype(np.float32),
         ),
         n_axes=n_axes,
-        n_directions=n_directions,
     )
 
 
@@ -113,19 +103,19 @@ def score_map(
         -1 and 1.
     """
     n_classes, n_bits = anchors.shape
-    axes = features[:, : network.n_axes].astype(np.float64) * _AXIS_RANGE
+    axes = features[:, : network.n_axes].astype(np.float64) * AXIS_RANGE
     sizes = np.bincount(classes, minlength=n_classes)
     sums = np.stack([np.bincount(classes, weights=a, minlength=n_classes) for a in axes.T], axis=1)
     means = sums / np.maximum(sizes, 1)[:, None]
     weight = np.zeros((features.shape[1], n_classes))
-    weight[: network.n_axes] = settings.discriminant_weight * _AXIS_RANGE * means.T
-    weight[network.units] = settings.deep_weight * anchors.T / n_bits
+    weight[: network.n_axes] = settings.discriminant_weight * AXIS_RANGE * means.T
+    weight[network.n_axes :] = settings.deep_weight * anchors.T / n_bits
     bias = -0.5 * settings.discriminant_weight * np.square(means).sum(axis=1)
-    return ScoreMap(weight - weight.mean(axis=1, keepdims=True), bias - bias.mean())
+    return ScoreMap(weight - weight.mean(axis=1, keepdims=True), bias - bias.mean(), means)
 
 
 def add_points(network: Network, scores: ScoreMap, values: NDArray[np.float64]) -> Network:
-    """The third layer: points, in which the hyperplanes lie, and the directions as they are.
+    """The third layer: points, in which the hyperplanes lie, and the axes about the mean of the class means.
 
     Points are the principal components of the scores, all of them for up to 65 classes, and the leading 64 of more.
 
@@ -134,7 +124,7 @@ def add_points(network: Network, scores: ScoreMap, values: NDArray[np.float64]) 
     values : (n, n_classes)
         Scores of labelled cells.
     """
-    n_classes = values.shape[1]
+    n_classes, n_axes = values.shape[1], network.n_axes
     centre = values.mean(axis=0)
     centred = values - centre
     n_dims = min(n_classes - 1, MOST_POINT_DIMS)
@@ -142,10 +132,10 @@ def add_points(network: Network, scores: ScoreMap, values: NDArray[np.float64]) 
     vectors = vectors[:, ::-1][:, :n_dims]
     peak = vectors[np.abs(vectors).argmax(axis=0), np.arange(n_dims)]
     vectors = vectors * np.where(peak < 0, -1.0, 1.0) * (_POINT_DEVIATION / max(float(centred.std()), 1e-12))
-    weight = np.zeros((len(scores.weight), n_dims + network.n_directions))
+    weight = np.zeros((len(scores.weight), n_dims + n_axes))
     weight[:, :n_dims] = scores.weight @ vectors
-    weight[network.directions, n_dims:] = np.eye(network.n_directions)
-    bias = np.concatenate([(scores.bias - centre) @ vectors, np.zeros(network.n_directions)])
+    weight[:n_axes, n_dims:] = AXIS_RANGE * np.eye(n_axes)
+    bias = np.concatenate([(scores.bias - centre) @ vectors, -scores.means.mean(axis=0)])
     return replace(
         network,
         weights=(*network.weights, weight.astype(np.float32)),

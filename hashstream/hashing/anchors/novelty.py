@@ -1,10 +1,11 @@
-"""Bits that say how well a cell fits the types at all.
+"""Bits that say whether a cell looks like its type at all.
 
-How far a cell points in the direction of its type is the length of its standardised profile z along the type's mean
-profile, over the length of z: the cosine. Cells of a type that was not learned from point less into the direction of
-the type that they are taken for than this type's own cells do. The length of z is not linear in z, but it is nearly
-so in the mean of z over the genes, as both depend on the depth of a cell; with that in its place each threshold on the
-ratio is a hyperplane, and a few thresholds for every type are a few bits.
+The anchor bits are trained to tell the types apart; a cell of a type that was not learned gets some label by them. On
+the whitened axes of the discriminant, cells of one type lie in one direction, and others point elsewhere. The sign of a
+random projection tells about directions alone, so that codes of such signs differ in as many bits as directions differ
+in angle (Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002). Half of the novelty bits
+are projections of all axes, half of the subspace in which the means of the types lie. Orthogonal projections lose less
+than independent ones (Ji et al., "Super-bit locality-sensitive hashing", NeurIPS 2012).
 """
 
 from __future__ import annotations
@@ -14,100 +15,73 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.hashing.anchors.cells import Standardised
-
-MOST_GROUPS = 64
-_HIGHEST, _LOWEST, _SINGLE = 0.5, -3.5, -2.0
-_LEAST_LENGTH = 0.1
+#: What the mean sign of a bit over a type's cells, -1 to 1, is multiplied by and rounded.
+PROFILE_UNITS = 1000
+_LEAST_DEVIATION = 0.01
 
 
 @dataclass(frozen=True)
-class Directions:
-    """Where the types point to.
+class Profiles:
+    """How cells of each type set the novelty bits.
 
     Attributes
     ----------
-    group : (n_classes,) int64
-        Group of each class; every class is its own group where they are at most 64.
-    weight, bias : (n_genes, n_groups + 1), (n_groups + 1,) float64
-        From z to the length along each group's mean profile and, last, to the expected length of z; in units of the
-        typical length.
+    profile : (n_classes, n_bits) int16
+        Mean sign of each bit, in 1/1000.
+    fit_mean, fit_deviation : (n_classes, 2) float64
+        Of the fit of a type's cells to its profile, in either half of the bits; see `fits`.
     """
 
-    group: NDArray[np.int64]
-    weight: NDArray[np.float64]
-    bias: NDArray[np.float64]
-
-    @property
-    def n_groups(self) -> int:
-        return self.weight.shape[1] - 1
+    profile: NDArray[np.int16]
+    fit_mean: NDArray[np.float64]
+    fit_deviation: NDArray[np.float64]
 
 
-def find_directions(
-    z: Standardised, numbers: NDArray[np.int64], centroids: NDArray[np.float32], sizes: NDArray[np.int64]
-) -> Directions:
-    """Directions of the mean profiles (n_classes, n_genes), and the expected length of z by least squares."""
-    group = _groups(centroids)
-    n_groups = int(group.max()) + 1
-    means = np.zeros((n_groups, centroids.shape[1]))
-    np.add.at(means, group, centroids.astype(np.float64) * sizes[:, None])
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    lengths, level = np.empty(len(numbers)), np.empty(len(numbers))
-    for part, values in z.groups(numbers):
-        lengths[part] = np.sqrt(np.square(values, dtype=np.float64).sum(axis=1))
-        level[part] = values.mean(axis=1, dtype=np.float64)
-    slope = float(np.cov(level, lengths)[0, 1] / max(level.var(ddof=1), 1e-12)) if len(level) > 1 else 0.0
-    typical = max(float(np.median(lengths)), 1e-12)
-    n_genes = centroids.shape[1]
-    weight = np.column_stack([means.T, np.full(n_genes, slope / n_genes)]) / typical
-    bias = np.zeros(n_groups + 1)
-    bias[-1] = (lengths.mean() - slope * level.mean()) / typical
-    return Directions(group, weight, bias)
-
-
-def acceptance(
-    features: NDArray[np.float32], groups: NDArray[np.int64], n_groups: int, n_bits: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Hyperplanes of the acceptance bits.
+def projections(means: NDArray[np.float64], n_bits: int, *, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Normals of the hyperplanes of the novelty bits: (n_axes, n_bits).
 
     Parameters
     ----------
-    features : (n, n_groups + 1)
-        Of labelled cells, as the layers give them: lengths along the groups, and expected length.
-    groups : (n,) int64
-        Group of each cell.
+    means : (n_classes, n_axes)
+        Mean of each type on the axes; they have mean 0.
     n_bits : int
-        Bits that there are; each group gets the same number of them.
-
-    Returns
-    -------
-    levels : (n_levels,) float64
-        Thresholds in standard deviations of a group's own cells from their mean, falling.
-    weight : (n_groups + 1, n_groups * n_levels) float64
-        Bit ``group * n_levels + level`` is 1 where ``features @ weight > 0``: the cell points into the direction of the
-        group at least as much as that.
+        Even.
     """
-    n_levels = n_bits // n_groups
-    levels = np.linspace(_HIGHEST, _LOWEST, n_levels) if n_levels > 1 else np.full(n_levels, _SINGLE)
-    own = features[np.arange(len(groups)), groups] / np.maximum(features[:, -1], _LEAST_LENGTH)
-    weight = np.zeros((n_groups + 1, n_groups * n_levels))
-    for g in range(n_groups):
-        ratio = own[groups == g].astype(np.float64)
-        middle = float(ratio.mean()) if len(ratio) else 0.0
-        spread = float(ratio.std(ddof=1)) if len(ratio) > 1 else 0.0
-        bits = slice(g * n_levels, (g + 1) * n_levels)
-        weight[g, bits] = 1.0
-        weight[-1, bits] = -(middle + max(spread, 1e-3) * levels)
-    return levels, weight
+    n_axes = means.shape[1]
+    _, size, directions = np.linalg.svd(means, full_matrices=False)
+    span = directions[: max(int((size > 1e-6 * max(size[0], 1e-12)).sum()), 1)].T
+    return np.column_stack([_rotations(n_axes, n_bits // 2, rng), span @ _rotations(span.shape[1], n_bits // 2, rng)])
 
 
-def _groups(centroids: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Each class by itself, or groups of classes with correlated mean profiles."""
-    n_classes = len(centroids)
-    if n_classes <= MOST_GROUPS:
-        return np.arange(n_classes)
-    from scipy.cluster.hierarchy import fcluster, linkage
+def learn_profiles(bits: NDArray[np.bool_], classes: NDArray[np.int64], n_classes: int) -> Profiles:
+    """Profiles of labelled cells' novelty bits (n, n_bits)."""
+    signs = np.where(bits, np.float32(1), np.float32(-1))
+    members = (classes == np.arange(n_classes)[:, None]).astype(np.float32)
+    sizes = np.maximum(members.sum(axis=1, dtype=np.float64), 1)[:, None]
+    profile = np.rint(PROFILE_UNITS * (members @ signs) / sizes).astype(np.int16)
+    own = fits(signs, profile[classes])
+    mean, deviation = np.zeros((n_classes, 2)), np.ones((n_classes, 2))
+    for half in range(2):
+        total = np.bincount(classes, weights=own[:, half], minlength=n_classes)
+        mean[:, half] = total / sizes[:, 0]
+        square = np.bincount(classes, weights=(own[:, half] - mean[classes, half]) ** 2, minlength=n_classes)
+        deviation[:, half] = np.sqrt(square / np.maximum(sizes[:, 0] - 1, 1))
+    # Deviations of a few cells are drawn towards that of all types.
+    weight = sizes / (sizes + 10.0)
+    pooled = np.sqrt((weight * deviation**2).sum(axis=0) / weight.sum())
+    deviation = np.sqrt(weight * deviation**2 + (1 - weight) * pooled**2)
+    return Profiles(profile, mean, np.maximum(deviation, _LEAST_DEVIATION))
 
-    unit = centroids / np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
-    found = fcluster(linkage(unit, "ward"), MOST_GROUPS, "maxclust")
-    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+
+def fits(signs: NDArray[np.float32], profile: NDArray[np.int16]) -> NDArray[np.float64]:
+    """How far signs agree with a profile, bit by bit, in either half: (n, 2), at most 1."""
+    n_bits = signs.shape[1]
+    agreement = signs * profile
+    halves = [agreement[:, : n_bits // 2], agreement[:, n_bits // 2 :]]
+    return np.stack([h.sum(axis=1, dtype=np.float64) for h in halves], axis=1) / (PROFILE_UNITS * n_bits / 2)
+
+
+def _rotations(n_dims: int, n_bits: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Columns of as many random rotations as are needed: (n_dims, n_bits)."""
+    turns = [np.linalg.qr(rng.standard_normal((n_dims, n_dims)))[0] for _ in range(-(-n_bits // n_dims))]
+    return np.column_stack(turns)[:, :n_bits]

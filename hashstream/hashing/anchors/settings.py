@@ -34,7 +34,8 @@ class AnchorSettings:
     n_bits : int
         Bits that are compared with the anchors; the first of the code.
     novelty_bits : int
-        Bits after these that say how well a cell fits the types at all; see `hashstream.hashing.anchors.novelty`.
+        Bits after these that say whether a cell looks like its type at all; see `hashstream.hashing.anchors.novelty`.
+        An even number.
     n_genes, target_sum, clip
         Highly variable genes, counts a cell after size-factor normalisation, largest standardised value.
     n_components : int
@@ -78,7 +79,7 @@ class AnchorSettings:
     """
 
     n_bits: int = 128
-    novelty_bits: int = 128
+    novelty_bits: int = 256
     n_genes: int = 2_000
     target_sum: float = 1e4
     clip: float = 10.0
@@ -116,7 +117,11 @@ class AnchorSettings:
         for name in _POSITIVE_INTEGERS:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected a positive number.")
-        for name in ("novelty_bits", "steps", "refit_cells"):
+        if self.novelty_bits % 2 or not LEAST_BITS <= self.novelty_bits <= MOST_BITS:
+            raise SettingsError(
+                f"novelty_bits is {self.novelty_bits}; expected an even number from {LEAST_BITS} to {MOST_BITS}."
+            )
+        for name in ("steps", "refit_cells"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected 0 or a positive number.")
         for name in _POSITIVE_NUMBERS:
