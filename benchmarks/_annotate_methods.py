@@ -1,0 +1,261 @@
+"""Methods that label the cells of one file from another, HashStream's and those it is compared with.
+
+Each is called in a process of its own: ``method(task, seed, genes, folder)`` gives the name and the confidence of
+every test cell. The others get the genes that HashStream selected on the training file, and start from the same files.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from benchmarks._annotate_tasks import Task
+from benchmarks._quality_scores import TRUTH
+from hashstream.runtime.provenance import peak_rss_bytes
+
+N_NEIGHBOURS, N_COMPONENTS = 15, 50
+TARGET_SUM, CLIP = 1e4, 10.0
+#: The default of HashStream, and changes of its settings.
+HASHSTREAM: dict[str, dict[str, Any]] = {
+    "HashStream": {},
+    "HashStream, scHash's loss": {"loss": "schash"},
+    "HashStream, deep head alone": {"discriminant_weight": 0.0},
+    "HashStream, closed form alone": {"deep_weight": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method says about the test cells, and what it took.
+
+    Attributes
+    ----------
+    labels, confidence : (n_cells,)
+        The best label, whatever is rejected, and its probability (None where the method gives none).
+    novelty : (n_cells,) float or None
+        How little the cell looks like any type that was learned.
+    rejected : (n_cells,) bool or None
+    train, annotate : (seconds of processor, seconds of clock)
+    max_rss : int
+        Peak resident bytes of the process that did both, libraries included.
+    genes : list of str
+        Genes that HashStream selected.
+    """
+
+    labels: NDArray[np.object_]
+    confidence: NDArray[np.float64] | None
+    novelty: NDArray[np.float64] | None = None
+    rejected: NDArray[np.bool_] | None = None
+    train: tuple[float, float] = (0.0, 0.0)
+    annotate: tuple[float, float] = (0.0, 0.0)
+    max_rss: int = 0
+    genes: list[str] = field(default_factory=list)
+
+
+class Clock:
+    """Seconds of processor and clock since the last call."""
+
+    def __init__(self) -> None:
+        self._last = time.process_time(), time.perf_counter()
+
+    def lap(self) -> tuple[float, float]:
+        now = time.process_time(), time.perf_counter()
+        lap = now[0] - self._last[0], now[1] - self._last[1]
+        self._last = now
+        return lap
+
+
+def hashstream(task: Task, seed: int, genes: list[str], folder: Path, **changes: Any) -> Answer:
+    """The verbs `fit --method anchors`, `encode` and `annotate`."""
+    from hashstream.hashing.anchors import AnchorSettings
+    from hashstream.stages.annotate_anchors import annotate_by_anchors
+    from hashstream.stages.encode import encode
+    from hashstream.stages.fit_anchors import fit_anchors
+
+    del genes
+    clock = Clock()
+    hasher, _ = fit_anchors(
+        task.train,
+        folder / "hasher",
+        labels=TRUTH,
+        batch_key=task.batch_key,
+        settings=AnchorSettings(**changes),
+        seed=seed,
+        force=True,
+    )
+    train = clock.lap()
+    run = encode(task.test, folder / "run", hasher=folder / "hasher", force=True)
+    assert run is not None
+    annotate_by_anchors(run, hasher=folder / "hasher")
+    annotate = clock.lap()
+    cells = pd.read_parquet(folder / "run" / "cells.parquet")
+    return Answer(
+        labels=cells["label_best"].astype(str).to_numpy(),
+        confidence=cells["label_confidence"].to_numpy(dtype=np.float64),
+        novelty=cells["label_novelty"].to_numpy(dtype=np.float64),
+        rejected=(cells["label"] == "unknown").to_numpy(),
+        train=train,
+        annotate=annotate,
+        max_rss=peak_rss_bytes(),
+        genes=[str(name) for name in hasher.gene_names],
+    )
+
+
+def _log_normalised(path: Path, genes: list[str]) -> tuple[sparse.csr_matrix, NDArray[np.object_]]:
+    """log1p of counts per 10,000 of the whole cell, at the genes; and the labels."""
+    full = anndata.read_h5ad(path)
+    counts = sparse.csr_matrix(full.X)
+    totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
+    chosen = counts[:, full.var_names.get_indexer(genes)]
+    values = sparse.csr_matrix(sparse.diags(TARGET_SUM / totals) @ chosen).log1p()
+    return values, full.obs[TRUTH].astype(str).to_numpy()
+
+
+def _standardised(task: Task, genes: list[str]) -> tuple[NDArray[np.float32], NDArray[np.object_], Callable[[], Any]]:
+    """Training values and labels, and what gives the test values."""
+    values, truth = _log_normalised(task.train, genes)
+    dense = values.toarray()
+    mean, deviation = dense.mean(axis=0), dense.std(axis=0, ddof=1)
+    deviation[deviation == 0] = 1
+
+    def scaled(x: NDArray[np.float64]) -> NDArray[np.float32]:
+        return np.minimum((x - mean) / deviation, CLIP).astype(np.float32)
+
+    return scaled(dense), truth, lambda: scaled(_log_normalised(task.test, genes)[0].toarray())
+
+
+def logistic_regression(task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
+    """scikit-learn's defaults, until it converges."""
+    from sklearn.linear_model import LogisticRegression
+
+    del folder
+    clock = Clock()
+    x, truth, test_values = _standardised(task, genes)
+    model = LogisticRegression(max_iter=2_000, random_state=seed).fit(x, truth)
+    train = clock.lap()
+    return _from_probabilities(model.predict_proba(test_values()), model.classes_, train, clock)
+
+
+def nearest_neighbours(task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
+    """15 nearest cells on 50 principal components."""
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import KNeighborsClassifier
+
+    del folder
+    clock = Clock()
+    x, truth, test_values = _standardised(task, genes)
+    pca = PCA(N_COMPONENTS, random_state=seed).fit(x)
+    model = KNeighborsClassifier(N_NEIGHBOURS).fit(pca.transform(x), truth)
+    train = clock.lap()
+    return _from_probabilities(model.predict_proba(pca.transform(test_values())), model.classes_, train, clock)
+
+
+def celltypist(task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
+    """CellTypist's own training and labelling (Dominguez Conde et al. 2022), with its defaults."""
+    import celltypist as library
+
+    del seed, folder
+    clock = Clock()
+    values, truth = _log_normalised(task.train, genes)
+    adata = anndata.AnnData(values, obs=pd.DataFrame({TRUTH: truth}, index=_names(values)), var=_index(genes))
+    model = library.train(adata, labels=TRUTH, check_expression=False, n_jobs=1)
+    train = clock.lap()
+    values, _ = _log_normalised(task.test, genes)
+    query = anndata.AnnData(values, obs=pd.DataFrame(index=_names(values)), var=_index(genes))
+    # `annotate` refuses values that do not add up to 10,000, as those of selected genes do not.
+    classifier = library.classifier.Classifier.__new__(library.classifier.Classifier)
+    classifier.adata, classifier.model = query, model
+    classifier.indata, classifier.indata_genes = query.X, query.var_names
+    classifier.indata_names = query.obs_names
+    result = classifier.celltype()
+    odds = result.probability_matrix.to_numpy()
+    return Answer(
+        labels=result.predicted_labels["predicted_labels"].astype(str).to_numpy(),
+        confidence=odds.max(axis=1),
+        train=train,
+        annotate=clock.lap(),
+        max_rss=peak_rss_bytes(),
+    )
+
+
+def schash_published(task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
+    """scHash as its code has it: own preprocessing, moment matching, network, loss, schedule and labelling."""
+    return _schash(task, seed, genes, learning_rate=1.2e-5, epochs=200)
+
+
+def schash_faster(task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
+    """The same with a learning rate of 1e-3, for 50 epochs."""
+    return _schash(task, seed, genes, learning_rate=1e-3, epochs=50)
+
+
+def _schash(task: Task, seed: int, genes: list[str], *, learning_rate: float, epochs: int) -> Answer:
+    from benchmarks._schash import moment_matched, train_schash
+
+    clock = Clock()
+    x, truth = _log10(task.train, genes)
+    deviation = x.std(axis=0)
+    deviation[deviation == 0] = 1
+    x /= deviation
+    model = train_schash(x, truth, learning_rate=learning_rate, epochs=epochs, seed=seed)
+    train = clock.lap()
+    query = _log10(task.test, genes)[0] / deviation
+    labels = model.labels(moment_matched(query, x))
+    return Answer(labels=labels, confidence=None, train=train, annotate=clock.lap(), max_rss=peak_rss_bytes())
+
+
+def _log10(path: Path, genes: list[str]) -> tuple[NDArray[np.float32], NDArray[np.object_]]:
+    full = anndata.read_h5ad(path)
+    counts = sparse.csr_matrix(full.X)[:, full.var_names.get_indexer(genes)]
+    return np.log10(counts.toarray() + 1).astype(np.float32), full.obs[TRUTH].astype(str).to_numpy()
+
+
+def _from_probabilities(
+    odds: NDArray[np.float64], classes: NDArray[np.object_], train: tuple[float, float], clock: Clock
+) -> Answer:
+    return Answer(
+        labels=classes[odds.argmax(axis=1)].astype(object),
+        confidence=odds.max(axis=1).astype(np.float64),
+        train=train,
+        annotate=clock.lap(),
+        max_rss=peak_rss_bytes(),
+    )
+
+
+def _names(values: sparse.csr_matrix) -> list[str]:
+    return [str(i) for i in range(values.shape[0])]
+
+
+def _index(genes: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(index=genes)
+
+
+BASELINES: dict[str, Callable[[Task, int, list[str], Path], Answer]] = {
+    "logistic regression": logistic_regression,
+    "15-NN on PCA": nearest_neighbours,
+    "CellTypist": celltypist,
+    "scHash, published": schash_published,
+    "scHash, rate 1e-3": schash_faster,
+}
+#: Baselines whose answer does not depend on the seed.
+DETERMINISTIC = ("logistic regression", "15-NN on PCA", "CellTypist")
+
+
+def call(method: str, task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
+    """Run one method by its name. Made to be the only thing a fresh process does."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore")
+    folder.mkdir(parents=True, exist_ok=True)
+    if method in HASHSTREAM:
+        return hashstream(task, seed, genes, folder, **HASHSTREAM[method])
+    return BASELINES[method](task, seed, genes, folder)
