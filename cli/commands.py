@@ -373,6 +373,16 @@ def cluster(
     help="Cells of less confidence are 'unknown'; 0 labels every cell.  [default: 0.5 of the votes; with --hasher the "
     "thresholds learned for each type]",
 )
+@click.option(
+    "--hierarchy",
+    type=options.PathType,
+    help="Parents of the labels (.yaml of `child: parent`, or .csv): a parent where the child is unsure.",
+)
+@click.option("--parents", metavar="KEY", help="Or: column of the reference's obs with the parent of each label.")
+@click.option("--majority", is_flag=True, help="Add label_majority: the label of most cells of each cluster.")
+@click.option(
+    "--min-share", type=click.FloatRange(0, 1), show_default=True, help="Share of a cluster that --majority needs."
+)
 @options.atlas
 @pass_session
 def annotate(
@@ -383,29 +393,43 @@ def annotate(
     labels: str | None,
     neighbours: int,
     unknown_threshold: float | None,
+    hierarchy: Path | None,
+    parents: str | None,
+    majority: bool,
+    min_share: float,
     atlas: tuple[Path, ...],
 ) -> None:
     """Label the cells of a run, by the anchors of its hasher or the nearest buckets of a labelled run."""
+    from hashstream.runtime.run import Run
     from hashstream.stages.annotate import annotate as annotate_stage
     from hashstream.stages.annotate_anchors import annotate_by_anchors
+    from hashstream.stages.majority import majority_labels
 
     if (hasher is None) == (reference is None):
         raise click.UsageError("give either --hasher (of `fit --method anchors`) or --reference with --labels.")
-    if hasher is not None:
-        if labels is not None:
-            raise click.UsageError("--labels goes with --reference; the anchors of --hasher have their own labels.")
-        session.show(annotate_by_anchors(run, hasher=hasher, unknown_threshold=unknown_threshold))
-        return
-    if reference is None or labels is None:
+    if hasher is not None and (labels is not None or parents is not None):
+        raise click.UsageError("--labels and --parents go with --reference; the anchors of --hasher have their labels.")
+    if reference is not None and labels is None:
         raise click.UsageError("--reference needs --labels KEY: the column of its obs with the labels.")
-    result = annotate_stage(
-        run,
-        reference=reference,
-        labels=labels,
-        n_neighbours=neighbours,
-        unknown_threshold=0.5 if unknown_threshold is None else unknown_threshold,
-        reference_atlas=atlas,
-    )
+    if majority:
+        Run.open(run).require("cluster")
+    if hasher is not None:
+        result = annotate_by_anchors(run, hasher=hasher, unknown_threshold=unknown_threshold, hierarchy=hierarchy)
+    else:
+        assert reference is not None
+        assert labels is not None
+        result = annotate_stage(
+            run,
+            reference=reference,
+            labels=labels,
+            n_neighbours=neighbours,
+            unknown_threshold=0.5 if unknown_threshold is None else unknown_threshold,
+            reference_atlas=atlas,
+            hierarchy=hierarchy,
+            parents_key=parents,
+        )
+    if majority:
+        result = {**result, "majority": majority_labels(Run.open(run), min_share=min_share)}
     session.show(result)
 
 

@@ -28,11 +28,14 @@ class Vote:
         Share of the votes that went to the winner, 0 to 1.
     distance : (n_tokens,) float64
         Hamming distance to the buckets that voted: the mean over the voting cells.
+    shares : (n_tokens, n_labels) float32 or None
+        Share of the votes that each label got, if they were to be kept.
     """
 
     labels: NDArray[np.int32]
     confidence: NDArray[np.float64]
     distance: NDArray[np.float64]
+    shares: NDArray[np.float32] | None = None
 
 
 def vote_labels(
@@ -42,6 +45,7 @@ def vote_labels(
     *,
     n_neighbours: int = 15,
     unknown_threshold: float = 0.5,
+    keep_shares: bool = False,
 ) -> Vote:
     """Label query buckets by their nearest reference buckets.
 
@@ -60,6 +64,8 @@ def vote_labels(
         Reference cells that vote.
     unknown_threshold
         Confidence below which a bucket gets no label; 0 labels every bucket.
+    keep_shares
+        Whether the shares of all labels are wanted, not only the winner's.
 
     Raises
     ------
@@ -77,6 +83,7 @@ def vote_labels(
     labels = np.empty(query.n_tokens, dtype=np.int32)
     confidence = np.empty(query.n_tokens)
     distance = np.empty(query.n_tokens)
+    shares = np.empty((query.n_tokens, label_counts.shape[1]), dtype=np.float32) if keep_shares else None
     rows_at_once = max(1, _BLOCK_ELEMENTS // len(labelled))
     for start in range(0, query.n_tokens, rows_at_once):
         block = slice(start, min(start + rows_at_once, query.n_tokens))
@@ -87,10 +94,12 @@ def vote_labels(
         total = votes.sum(axis=1)
         labels[block] = votes.argmax(axis=1)
         confidence[block] = votes.max(axis=1) / total
+        if shares is not None:
+            shares[block] = votes / total[:, None]
         differing = np.bitwise_count(query_codes[block][:, None] ^ reference_codes[voters]).sum(axis=2, dtype=np.int64)
         distance[block] = (voting * cells * differing).sum(axis=1) / total
     labels[confidence < unknown_threshold] = -1
-    return Vote(labels, confidence, distance)
+    return Vote(labels, confidence, distance, shares)
 
 
 def _unit(means: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -46,6 +46,8 @@ CLUSTER_CONFIDENCE = Column(
     "cluster_confidence", pa.float32(), "similarity to the own cluster over that to it and the next best, 0 to 1"
 )
 _NAMES = pa.dictionary(pa.int32(), pa.string())
+LABEL_MAJORITY = Column("label_majority", _NAMES, "label of most cells of the cell's cluster, or 'unknown'")
+LABEL_LEVEL = Column("label_level", pa.int32(), "steps up the label hierarchy: 0 a type, 1 its parent; -1 'unknown'")
 LABELS = (
     Column("label", _NAMES, "label of the cell, or 'unknown'"),
     Column("label_confidence", pa.float32(), "share of the votes for the label, or its probability by anchors, 0 to 1"),
@@ -60,6 +62,8 @@ LABELS = (
     Column("label_second_probability", pa.float32(), "its probability"),
     Column("label_third", _NAMES, "third label; empty where there is none"),
     Column("label_third_probability", pa.float32(), "its probability"),
+    LABEL_LEVEL,
+    LABEL_MAJORITY,
 )
 
 #: Columns of ``cells.parquet``: the first two from encode, the others as stages add them.

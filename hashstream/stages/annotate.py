@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from hashstream.annotate import UNKNOWN, vote_labels
-from hashstream.errors import InputError
+from hashstream.annotate.hierarchy import hierarchical_labels, parents_from_counts, read_hierarchy
+from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.provenance import peak_rss_bytes
 from hashstream.runtime.run import Run, categories
-from hashstream.runtime.schema import LABELS
+from hashstream.runtime.schema import LABEL_LEVEL, LABELS
 from hashstream.stages.truth import bucket_counts, run_column
 
 
@@ -26,6 +28,8 @@ def annotate(
     n_neighbours: int = 15,
     unknown_threshold: float = 0.5,
     reference_atlas: Sequence[str | Path] | None = None,
+    hierarchy: str | Path | None = None,
+    parents_key: str | None = None,
 ) -> dict[str, Any]:
     """Label a run by the nearest reference buckets, and write ``label`` and its confidence for every cell.
 
@@ -39,12 +43,20 @@ def annotate(
         See `hashstream.annotate.vote_labels`.
     reference_atlas
         Where the reference's atlas is now, if not where it was encoded.
+    hierarchy, parents_key
+        File of a label hierarchy (see `hashstream.annotate.hierarchy.read_hierarchy`), or the column of the
+        reference's obs with the parent of each cell's label. Where no label has the votes that it needs, the nearest
+        ancestor gets the bucket that has them together with its other children. ``label_level`` says how far up it is.
 
     Raises
     ------
     InputError
-        If the hashers differ, or the reference has no labels.
+        If the hashers differ, the reference has no labels, or the hierarchy has none of them.
+    SettingsError
+        If both kinds of hierarchy are given.
     """
+    if hierarchy is not None and parents_key is not None:
+        raise SettingsError("a label hierarchy is given twice, by --hierarchy and by --parents; leave one out.")
     run = run if isinstance(run, Run) else Run.open(run)
     reference = reference if isinstance(reference, Run) else Run.open(reference)
     begin = time.perf_counter()
@@ -56,15 +68,26 @@ def annotate(
         )
     codes, names = run_column(reference, labels, atlas=reference_atlas)
     counts = bucket_counts(reference, codes, len(names))
+    parents: dict[str, str] | None = None
+    if hierarchy is not None:
+        parents = read_hierarchy(hierarchy)
+    elif parents_key is not None:
+        above, above_names = run_column(reference, parents_key, atlas=reference_atlas)
+        parents = parents_from_counts(_pairs(codes, above, len(names), len(above_names)), names, above_names)
     vote = vote_labels(
         run.tokens(),
         reference.tokens(),
         counts,
         n_neighbours=n_neighbours,
         unknown_threshold=unknown_threshold,
+        keep_shares=parents is not None,
     )
-    all_names = [*names, UNKNOWN]
-    index = np.where(vote.labels < 0, len(names), vote.labels)
+    all_names, found, confidence, levels = [*names], vote.labels, vote.confidence, None
+    if parents is not None and vote.shares is not None:
+        raised = hierarchical_labels(vote.shares, names, parents, threshold=unknown_threshold)
+        all_names, found, confidence, levels = [*raised.names], raised.labels, raised.confidence, raised.levels
+    index = np.where(found < 0, len(all_names), found)
+    all_names.append(UNKNOWN)
     cells = np.bincount(index, weights=run.tokens().counts, minlength=len(all_names)).astype(np.int64)
     record = {
         "reference": str(reference.path),
@@ -72,14 +95,25 @@ def annotate(
         "n_labels": len(names),
         "n_neighbours": n_neighbours,
         "unknown_threshold": unknown_threshold,
+        "hierarchy": parents_key if hierarchy is None else str(hierarchy),
         "cells": {name: int(n) for name, n in zip(all_names, cells, strict=True) if n},
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
     columns = {
         "label": categories(all_names, index),
-        "label_confidence": pa.array(vote.confidence.astype(np.float32)),
+        "label_confidence": pa.array(confidence.astype(np.float32)),
         "label_distance": pa.array(vote.distance.astype(np.float32)),
     }
-    run.set_bucket_columns(columns, stage="annotate", record=record, without=[c.name for c in LABELS])
+    if levels is not None:
+        columns[LABEL_LEVEL.name] = pa.array(levels)
+    stale = [column.name for column in LABELS if column.name not in columns]
+    run.set_bucket_columns(columns, stage="annotate", record=record, without=stale)
     return record
+
+
+def _pairs(codes: NDArray[np.int32], above: NDArray[np.int32], n_names: int, n_above: int) -> NDArray[np.int64]:
+    """Cells of each label and parent; those without either are left out."""
+    both = (codes >= 0) & (above >= 0)
+    flat = codes[both].astype(np.int64) * n_above + above[both]
+    return np.bincount(flat, minlength=n_names * n_above).reshape(n_names, n_above)

@@ -17,6 +17,7 @@ from hashstream.errors import SettingsError
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run, categories
+from hashstream.runtime.schema import LABEL_MAJORITY
 from hashstream.stages.batches import batch_tokens, token_of_cell
 
 #: Buckets in the record of those that hold many cells and are torn between two clusters.
@@ -123,8 +124,9 @@ def cluster(
         "cluster": categories([str(i) for i in range(found.n_clusters)], labels),
         "cluster_confidence": pa.array(found.confidence),
     }
+    stale = [LABEL_MAJORITY.name]  # of other clusters
     if batch_key is None:
-        run.set_bucket_columns(values, stage="cluster", record=record)
+        run.set_bucket_columns(values, stage="cluster", record=record, without=stale)
         return record
     token_rows = token_of_cell(run, tokens, batch_of_cell)
 
@@ -132,7 +134,7 @@ def cluster(
         rows = pa.array(token_rows(cells))
         return {name: column.take(rows) for name, column in values.items()}
 
-    run.set_cell_columns(list(values), look_up, stage="cluster", record=record)
+    run.set_cell_columns(list(values), look_up, stage="cluster", record=record, without=stale)
     return record
 
 
