@@ -166,7 +166,7 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
     if datasets := tasks_of(entries, NOVELTY + DEFAULT):
         lines += ["## A type that was not learned", "", *_novelty(entries, datasets), ""]
     if tasks:
-        lines += ["## Seconds and memory", "", _costs(entries, methods), ""]
+        lines += ["## Processor seconds and memory", "", _costs(entries, methods), ""]
     path.write_text("\n".join(lines))
 
 
@@ -223,8 +223,8 @@ def _costs(entries: list[Entry], methods: list[str]) -> str:
         rows.append(
             [
                 method,
-                *(f"{statistics.median(e[key] for e in of_method):.1f}" for key in ("train_s", "annotate_s")),
-                f"{max(e['train_s'] for e in of_method):.1f}",
+                *(f"{statistics.median(e[key] for e in of_method):.1f}" for key in ("train_cpu_s", "annotate_cpu_s")),
+                f"{max(e['train_cpu_s'] for e in of_method):.1f}",
                 f"{max(e['max_rss'] for e in of_method) / 2**20:,.0f}",
             ]
         )

@@ -82,8 +82,8 @@ def record_of(name: str, task: Task, seed: int, answer: Answer, **metrics: Any) 
     record = Record(name, task.name, seed, round(cpu, 4), round(elapsed, 4), answer.max_rss)
     return {
         **asdict(record),
-        "train_s": round(answer.train[1], 4),
-        "annotate_s": round(answer.annotate[1], 4),
+        "train_cpu_s": round(answer.train[0], 4),
+        "annotate_cpu_s": round(answer.annotate[0], 4),
         **metrics,
     }
 
