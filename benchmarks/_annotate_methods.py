@@ -28,12 +28,13 @@ from hashstream.runtime.provenance import peak_rss_bytes
 
 N_NEIGHBOURS, N_COMPONENTS = 15, 50
 TARGET_SUM, CLIP = 1e4, 10.0
-#: The default of HashStream, and changes of its settings.
+#: The default of HashStream, and changes of the settings of `fit` or `encode`.
 HASHSTREAM: dict[str, dict[str, Any]] = {
     "HashStream": {},
     "HashStream, scHash's loss": {"loss": "schash"},
     "HashStream, deep head alone": {"discriminant_weight": 0.0},
     "HashStream, closed form alone": {"deep_weight": 0.0},
+    "HashStream, moments matched": {"moment_match": True},
 }
 
 
@@ -78,7 +79,9 @@ class Clock:
         return lap
 
 
-def hashstream(task: Task, seed: int, genes: list[str], folder: Path, **changes: Any) -> Answer:
+def hashstream(
+    task: Task, seed: int, genes: list[str], folder: Path, moment_match: bool = False, **changes: Any
+) -> Answer:
     """The verbs `fit --method anchors`, `encode` and `annotate`."""
     from hashstream.hashing.anchors import AnchorSettings
     from hashstream.stages.annotate_anchors import annotate_by_anchors
@@ -97,7 +100,7 @@ def hashstream(task: Task, seed: int, genes: list[str], folder: Path, **changes:
         force=True,
     )
     train = clock.lap()
-    run = encode(task.test, folder / "run", hasher=folder / "hasher", force=True)
+    run = encode(task.test, folder / "run", hasher=folder / "hasher", moment_match=moment_match, force=True)
     assert run is not None
     annotate_by_anchors(run, hasher=folder / "hasher")
     annotate = clock.lap()

@@ -224,6 +224,11 @@ def fit(
 @click.option("--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB.")
 @click.option("--partition-rows", type=click.IntRange(min=1), show_default=True, help="Cells a partition.")
 @click.option("--partition", metavar="I/N", help="Do only the I-th of N shares (I from 0); then `hashstream finalize`.")
+@click.option(
+    "--moment-match",
+    is_flag=True,
+    help="Bring each gene to its moments in the atlas of --hasher. Codes then depend on all cells of the file.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Print partitions, bytes and projected memory; write nothing.")
 @options.force
@@ -245,6 +250,7 @@ def encode(
     max_memory: str,
     partition_rows: int,
     partition: str | None,
+    moment_match: bool,
     resume: bool,
     dry_run: bool,
     force: bool,
@@ -282,6 +288,7 @@ def encode(
             force=force,
             resume=resume,
             partition=share,
+            moment_match=moment_match,
             argv=session.argv,
             progress=session.listener(),
         )

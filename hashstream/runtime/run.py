@@ -113,6 +113,12 @@ class Run:
         """The atlas that was encoded, as given."""
         return [str(p) for p in self.meta["input"]["paths"]]
 
+    @property
+    def comparable_fingerprint(self) -> str:
+        """Fingerprint of the Hasher with whose codes these compare: its own, or the one it was moment-matched to."""
+        made_by = self.meta["hasher"]
+        return str(made_by.get("moment_matched_to") or made_by["fingerprint"])
+
     def hasher(self) -> Hasher:
         return Hasher.load(self.path / HASHER)
 

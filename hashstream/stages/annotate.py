@@ -60,7 +60,7 @@ def annotate(
     run = run if isinstance(run, Run) else Run.open(run)
     reference = reference if isinstance(reference, Run) else Run.open(reference)
     begin = time.perf_counter()
-    ours, theirs = (r.meta["hasher"]["fingerprint"] for r in (run, reference))
+    ours, theirs = (run.comparable_fingerprint, reference.meta["hasher"]["fingerprint"])
     if ours != theirs:
         raise InputError(
             f"{run.path} and {reference.path} were encoded with different hashers ({ours[:12]} and {theirs[:12]}), so "

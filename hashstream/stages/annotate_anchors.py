@@ -64,7 +64,7 @@ def annotate_by_anchors(
     source = run if isinstance(run, Run) else Run.open(run)
     begin = time.perf_counter()
     anchors = Anchors.load(hasher)
-    ours = source.meta["hasher"]["fingerprint"]
+    ours = source.comparable_fingerprint
     if ours != anchors.hasher_fingerprint:
         raise InputError(
             f"{source.path} was encoded with another hasher ({ours[:12]}) than that of {hasher} "

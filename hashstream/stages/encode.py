@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, CsrChunk, open_atlas
-from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS
+from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, draw_sample
 from hashstream.buckets import BucketIndex, BucketTable, Tokens
 from hashstream.errors import HashStreamError, InputError, PartialRunError, SettingsError
 from hashstream.hashing import BoundHasher, Hasher, PcaItqSettings
+from hashstream.hashing.moment_match import moment_matched
 from hashstream.kernels import EncoderWeights, RowFlag, encode_rows
 from hashstream.runtime import schema
 from hashstream.runtime.budget import is_disk_full
@@ -60,6 +61,7 @@ def encode(
     force: bool = False,
     resume: bool = False,
     partition: Partition | None = None,
+    moment_match: bool = False,
     argv: Sequence[str] = (),
     progress: ProgressListener | None = None,
 ) -> Run | None:
@@ -83,6 +85,9 @@ def encode(
         Continue an interrupted run; what is done is not done again, and the result has the same bytes.
     partition
         Do only one job's share of the partitions; `finalize` makes the run once all jobs are done.
+    moment_match
+        Standardise genes by this atlas's own moments, from a sample of it, instead of the given Hasher's; see
+        `hashstream.hashing.moment_match` for what that costs.
     argv
         The command line, for the record.
 
@@ -133,6 +138,7 @@ def encode(
             seed=seed,
             resume=resume,
             partition=partition,
+            moment_match=moment_match,
             argv=argv,
         )
 
@@ -169,6 +175,7 @@ def _encode(
     seed: int,
     resume: bool,
     partition: Partition | None,
+    moment_match: bool,
     argv: Sequence[str],
 ) -> Run | None:
     """`encode`, once the atlas is open."""
@@ -176,6 +183,8 @@ def _encode(
     fit_settings = fit_settings or PcaItqSettings()
     if hasher is not None and not isinstance(hasher, Hasher):
         hasher = Hasher.load(hasher)
+    if moment_match:
+        hasher = _matched(hasher, atlas, settings, sample_cells, seed, progress)
     projection = project_encode(atlas, settings, hasher or fit_settings)
     chunk_bytes = chunk_bytes_of(projection, settings)
     with timings.measure("fit"):
@@ -247,6 +256,21 @@ def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = (
     plan = work.plan()
     with work.lock():
         return _finish(work, target, plan, None, None, Timings(), seed=None, argv=argv)
+
+
+def _matched(
+    hasher: Hasher | None,
+    atlas: Atlas,
+    settings: EncodeSettings,
+    sample_cells: int,
+    seed: int,
+    progress: ProgressListener,
+) -> Hasher:
+    if hasher is None:
+        raise SettingsError("--moment-match needs --hasher: the one of the reference.")
+    progress.note("genes are brought to their moments in the reference: codes depend on all cells of this atlas")
+    sample = draw_sample(atlas, n_cells=sample_cells, seed=seed)
+    return moment_matched(hasher, sample, min_overlap=settings.min_overlap, where=", ".join(atlas.paths))
 
 
 def _hasher(
@@ -375,7 +399,11 @@ def _finish(
         "n_dims": hasher.n_dims,
         "n_buckets": tokens.n_tokens,
         "bucket_bits": tokens.bucket_bits,
-        "hasher": {"fingerprint": hasher.fingerprint(), "method": hasher.provenance.get("method", "unknown")},
+        "hasher": {
+            "fingerprint": hasher.fingerprint(),
+            "method": hasher.provenance.get("method", "unknown"),
+            "moment_matched_to": hasher.provenance.get("moment_matched_to"),
+        },
         "config": None if settings is None else asdict(settings),
         "plan": {key: plan[key] for key in ("made_by", "max_buckets", "bucket_bits", "partition_rows")},
         "seed": seed,

@@ -134,8 +134,8 @@ def add_to_reference(
 
 
 def check_same_hasher(run: Run, database: ReferenceDatabase) -> None:
-    """Raise InputError where a run and a reference come from different hashers."""
-    found = run.meta["hasher"]["fingerprint"]
+    """Raise InputError where a query and a reference come from different hashers."""
+    found = run.comparable_fingerprint
     if found != database.fingerprint:
         raise InputError(
             f"{run.path} and {database.path} were encoded with different hashers ({found[:12]} and "

@@ -12,6 +12,7 @@ import pytest
 from click.testing import Result
 
 from hashstream.annotate.anchors import Anchors
+from hashstream.hashing import Hasher
 from hashstream.hashing.anchors import AnchorSettings
 from hashstream.runtime.run import Run
 from hashstream.stages.annotate_anchors import COLUMNS, annotate_by_anchors
@@ -120,3 +121,31 @@ def test_bad_input(made: Path, tmp_path: Path, hashstream: Cli, small_h5ad: Path
     tensors = (folder / "anchors.safetensors").read_bytes()
     (copy / "anchors.safetensors").write_bytes(tensors[: len(tensors) // 2])
     refused(hashstream("annotate", made / "run", "--hasher", copy), "damaged", code=1)
+
+
+def test_a_matched_query_is_standardised_by_its_own_moments(made: Path, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(made / "atlas.h5ad")
+    adata.write_h5ad(tmp_path / "query.h5ad")
+    own = encode(tmp_path / "query.h5ad", tmp_path / "run", hasher=made / "hasher", moment_match=True)
+    assert own is not None
+    matched, given = own.hasher(), Hasher.load(made / "hasher")
+    dense = adata[:, list(given.gene_names)].X.toarray().astype(np.float64)
+    totals = np.asarray(adata.X.sum(axis=1)).reshape(-1, 1)
+    values = np.log1p(dense * given.target_sum / totals)
+    np.testing.assert_allclose(matched.gene_mean, values.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(matched.gene_scale, values.std(axis=0, ddof=1), rtol=1e-6)
+    assert own.comparable_fingerprint == given.fingerprint() != matched.fingerprint()
+    annotate_by_anchors(own, hasher=made / "hasher", unknown_threshold=0)
+    assert evaluate(Run.open(tmp_path / "run"), "cell_type")["label"]["accuracy"] > 0.95
+
+
+def test_moments_of_few_cells_are_refused(made: Path, tmp_path: Path, hashstream: Cli) -> None:
+    anndata.read_h5ad(made / "atlas.h5ad")[:20].copy().write_h5ad(tmp_path / "few.h5ad")
+    words = ("encode", tmp_path / "few.h5ad", "-o", tmp_path / "run", "--moment-match")
+    for result, said in (
+        (hashstream(*words, "--hasher", made / "hasher"), "20 cells"),
+        (hashstream(*words), "--hasher"),
+    ):
+        assert result.exit_code in (1, 2)
+        assert said in result.output
+        assert not (tmp_path / "run").exists()
