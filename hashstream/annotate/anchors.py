@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.errors import InputError
-from hashstream.kernels import prefix_mask, unpack_bits, words_for_bits
+from hashstream.kernels import unpack_bits, words_for_bits
+from hashstream.kernels.anchors import AnchorTables, anchor_scores
 
 FORMAT_VERSION = 1
 ACCEPTED, AMBIGUOUS, NOVEL = 0, 1, 2
 REJECTIONS = ("", "ambiguous", "novel")
-TOP = 3
 _TENSORS, _META = "anchors.safetensors", "anchors.json"
 #: Log-odds are sums of whole numbers below this, so that float32 products are exact in any order of summation.
 EXACT_LIMIT = 1 << 23
-_BLOCK_ROWS = 1_024  # what they take stays in the second-level cache
 _PROFILE = 1000  # units of a profile
 _TENSOR_TYPES = {
     "anchors": np.uint64,
@@ -102,8 +102,6 @@ class Anchors:
         Of the Hasher whose codes these anchors read.
     left_out : mapping
         Labelled cells of each type that had too few to be learned.
-    parents : mapping
-        Parent of each type or parent, where a hierarchy was given.
     calibration : mapping
         What validation gave; JSON values only.
     """
@@ -123,7 +121,6 @@ class Anchors:
     minimum_distance: int
     hasher_fingerprint: str
     left_out: Mapping[str, int] = field(default_factory=dict)
-    parents: Mapping[str, str] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,13 +156,16 @@ class Anchors:
 
     def log_odds(self, codes: NDArray[np.uint64]) -> NDArray[np.float32]:
         """Log-odds of the classes up to a constant: (n, n_classes) float32. One block: memory grows with n."""
-        return self._units(self._bits(codes)) * np.float32(self.scale)
+        self._check_length(codes)
+        # Whole numbers below 2**24 are exact in float32: the same whatever other codes are in the block.
+        units = _signs(unpack_bits(codes, self.n_bits)) @ self.read_out.T.astype(np.float32) + self.offset
+        return np.asarray(units * np.float32(self.scale), dtype=np.float32)
 
     def class_probabilities(self, codes: NDArray[np.uint64]) -> NDArray[np.float32]:
         """Probabilities of all classes: (n, n_classes) float32; for codes in blocks, as memory grows with n."""
         return _softmax(self.log_odds(codes))
 
-    def score(self, codes: NDArray[np.uint64], *, unknown_threshold: float | None = None) -> Scores:
+    def score(self, codes: NDArray[np.uint64], *, unknown_threshold: float | None = None, n_threads: int = 1) -> Scores:
         """Label distinct codes.
 
         Parameters
@@ -181,73 +181,38 @@ class Anchors:
         InputError
             If the codes are shorter than this anchors' codes.
         """
-        n = len(codes)
-        out = Scores(
-            labels=np.empty(n, np.int32),
-            top=np.full((n, TOP), -1, np.int32),
-            probabilities=np.zeros((n, TOP), np.float32),
-            margin=np.empty(n, np.float32),
-            novelty=np.empty(n, np.float32),
-            distance=np.empty(n, np.int32),
-            rejection=np.zeros(n, np.uint8),
-        )
-        for start in range(0, n, _BLOCK_ROWS):
-            part = slice(start, min(start + _BLOCK_ROWS, n))
-            self._score_block(codes[part], unknown_threshold, part, out)
-        return out
-
-    def _score_block(
-        self, codes: NDArray[np.uint64], unknown_threshold: float | None, part: slice, out: Scores
-    ) -> None:
-        bits = self._bits(codes)
-        probabilities = _softmax(self._units(bits) * np.float32(self.scale))
-        rows = np.arange(len(codes))
-        for rank in range(min(TOP, self.n_classes)):
-            best = probabilities.argmax(axis=1)
-            out.top[part, rank] = best
-            out.probabilities[part, rank] = probabilities[rows, best]
-            probabilities[rows, best] = -1.0
-        labels = out.top[part, 0]
-        out.labels[part] = labels
-        first = out.probabilities[part, 0]
-        out.margin[part] = first - out.probabilities[part, 1]
-        words = self.anchors.shape[1]
-        own = codes[:, :words] & prefix_mask(self.n_bits, words)
-        distance = np.bitwise_count(own ^ self.anchors[labels]).sum(axis=1, dtype=np.int32)
-        out.distance[part] = distance
-        novelty = self._novelty(bits, labels)
-        out.novelty[part] = novelty
+        self._check_length(codes)
+        found = anchor_scores(codes, self._tables, n_threads=n_threads)
+        labels = found.top[:, 0]
+        fit = found.agreement / (_PROFILE * (self.profile.shape[1] // 2))
+        novelty = -((fit - self.fit_mean[labels]) / self.fit_deviation[labels]).mean(axis=1).astype(np.float32)
+        first = found.probabilities[:, 0]
         if unknown_threshold is not None:
-            out.rejection[part] = np.where(first < unknown_threshold, AMBIGUOUS, ACCEPTED)
+            rejection = np.where(first < unknown_threshold, AMBIGUOUS, ACCEPTED)
         else:
             rejection = np.where(first < self.ambiguous_below[labels], AMBIGUOUS, ACCEPTED)
-            out.rejection[part] = np.where(novelty > self.novel_above[labels], NOVEL, rejection)
+            rejection = np.where(novelty > self.novel_above[labels], NOVEL, rejection)
+        return Scores(
+            labels=labels.copy(),
+            top=found.top,
+            probabilities=found.probabilities,
+            margin=first - found.probabilities[:, 1],
+            novelty=novelty,
+            distance=found.distance,
+            rejection=rejection.astype(np.uint8),
+        )
 
-    def _bits(self, codes: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    @cached_property
+    def _tables(self) -> AnchorTables:
+        return AnchorTables.of(self.read_out, self.offset, self.scale, self.anchors, self.profile)
+
+    def _check_length(self, codes: NDArray[np.uint64]) -> None:
         if codes.ndim != 2 or codes.shape[1] < words_for_bits(self.code_bits):
             found = codes.shape[1] * 64 if codes.ndim == 2 else 0
             raise InputError(
                 f"codes of {found} bits, but the anchors need {self.code_bits}. "
                 "Encode the atlas with the hasher that the anchors were saved with."
             )
-        return unpack_bits(codes, self.code_bits)
-
-    def _units(self, bits: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Log-odds in whole numbers, exact: the same whatever other codes are in the block."""
-        return _signs(bits[:, : self.n_bits]) @ self.read_out.T.astype(np.float32) + self.offset.astype(np.float32)
-
-    def _novelty(self, bits: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.float32]:
-        """See the class; sums of whole numbers, exact as the log-odds."""
-        n_half = self.profile.shape[1] // 2
-        rows = np.arange(len(labels))
-        total = np.zeros(len(labels))
-        for half in range(2):
-            part = slice(half * n_half, (half + 1) * n_half)
-            signs = _signs(bits[:, self.n_bits + part.start : self.n_bits + part.stop])
-            agreement = (signs @ self.profile[:, part].T.astype(np.float32))[rows, labels]
-            fit = agreement.astype(np.float64) / (_PROFILE * n_half)
-            total += (fit - self.fit_mean[labels, half]) / self.fit_deviation[labels, half]
-        return (-total / 2).astype(np.float32)
 
     def fingerprint(self) -> str:
         """SHA-256 of all that decides a label or is told about it."""
@@ -302,7 +267,6 @@ class Anchors:
                 minimum_distance=int(meta["minimum_distance"]),
                 hasher_fingerprint=str(meta["hasher_fingerprint"]),
                 left_out={str(k): int(v) for k, v in meta["left_out"].items()},
-                parents={str(k): str(v) for k, v in meta["parents"].items()},
                 calibration=dict(meta["calibration"]),
                 **{name: tensors[name] for name in _TENSOR_TYPES},
             )
@@ -327,7 +291,6 @@ class Anchors:
             "minimum_distance": self.minimum_distance,
             "hasher_fingerprint": self.hasher_fingerprint,
             "left_out": dict(self.left_out),
-            "parents": dict(self.parents),
             "calibration": dict(self.calibration),
         }
 

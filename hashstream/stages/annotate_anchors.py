@@ -15,7 +15,7 @@ from hashstream.annotate import UNKNOWN
 from hashstream.annotate.anchors import AMBIGUOUS, REJECTIONS, Anchors, Scores
 from hashstream.annotate.hierarchy import HierarchicalLabels, hierarchical_labels, read_hierarchy
 from hashstream.errors import InputError
-from hashstream.runtime.provenance import peak_rss_bytes
+from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run, categories
 from hashstream.runtime.schema import LABEL_LEVEL, LABELS
 
@@ -80,7 +80,7 @@ def annotate_by_anchors(
 
     def look_up(rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         codes = source.codes(rows.start, rows.stop)
-        scores = anchors.score(codes, unknown_threshold=unknown_threshold)
+        scores = anchors.score(codes, unknown_threshold=unknown_threshold, n_threads=available_threads())
         labels = np.where(scores.rejection > 0, len(names) - 1, scores.labels)
         confidence = scores.probabilities[:, 0]
         extra = {}

@@ -35,7 +35,6 @@ def make(n_classes: int = 5, seed: int = 0) -> Anchors:
         minimum_distance=20,
         hasher_fingerprint="abc",
         left_out={"rare": 3},
-        parents={"T cell": "lymphocyte"},
         calibration={"accuracy": 0.5},
     )
 
@@ -138,7 +137,7 @@ def test_save_and_load(tmp_path: Path) -> None:
 def test_the_fingerprint_covers_everything(tmp_path: Path) -> None:
     anchors = make()
     known = {anchors.fingerprint()}
-    changes = {"scale": 3e-5, "left_out": {}, "parents": {}, "calibration": {}, "hasher_fingerprint": "x"}
+    changes = {"scale": 3e-5, "left_out": {}, "calibration": {}, "hasher_fingerprint": "x"}
     changes |= {"names": ("a", *anchors.names[1:]), "minimum_distance": 21}
     for name, array in ((f.name, getattr(anchors, f.name)) for f in dataclasses.fields(anchors)):
         if isinstance(array, np.ndarray):
