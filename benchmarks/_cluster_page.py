@@ -64,7 +64,7 @@ def summarise(entries: list[Entry], sets: list[str]) -> dict[str, Any]:
         ari = {
             task: mean_over(entries, task, sets, "ari")
             for task in sorted(tasks)
-            if "codes" not in task and task != "encode"
+            if not task.startswith("codes") and task != "encode"
         }
         nmi = {task: mean_over(entries, task, sets, "nmi") for task in (DEFAULT, "cells k-means", "cells Leiden")}
         best = max(ari["cells k-means"], ari["cells Leiden"])
@@ -106,7 +106,7 @@ def metric_table(entries: list[Entry], tasks: list[str], sets: list[str], metric
     for task in tasks:
         found = {name: values(entries, task, name, metric) for name in sets}
         cells = [cell_text(found[name]) if found[name] else "" for name in sets]
-        rows.append([task, *cells, f"{mean_over(entries, task, sets, metric):.3f}"])
+        rows.append([task, *cells, f"{mean_over(entries, task, sets, metric):.3f}" if all(cells) else ""])
     return grid(["", *sets, "mean"], rows)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import anndata
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
 from hashstream.annotate.anchors import Anchors
+from hashstream.errors import SettingsError
 from hashstream.hashing import Hasher
 from hashstream.hashing.anchors import AnchorSettings
 from hashstream.runtime.run import Run
@@ -149,3 +152,76 @@ def test_moments_of_few_cells_are_refused(made: Path, tmp_path: Path, hashstream
         assert result.exit_code in (1, 2)
         assert said in result.output
         assert not (tmp_path / "run").exists()
+
+
+def test_an_ambiguous_cell_gets_a_parent(tmp_path: Path) -> None:
+    adata = make_adata()
+    truth = adata.obs["cell_type"].astype(str).to_numpy()
+    # No code can tell types 0 and 1: each of their cells is labelled by a coin.
+    either = np.isin(truth, ["type 0", "type 1"])
+    coin = np.random.default_rng(0).integers(2, size=len(truth))
+    adata.obs["mixed"] = np.where(either, [f"type {i}" for i in coin], truth)
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    fit_anchors(tmp_path / "atlas.h5ad", tmp_path / "hasher", labels="mixed", settings=QUICK)
+    run = encode(tmp_path / "atlas.h5ad", tmp_path / "run", hasher=tmp_path / "hasher")
+    assert run is not None
+    (tmp_path / "parents.csv").write_text("child,parent\ntype 0,first\ntype 1,first\nfirst,all\ntype 2,all\n")
+    options = {"hasher": tmp_path / "hasher", "unknown_threshold": 0.9}
+    annotate_by_anchors(run, **options)
+    plain, kinds = column(run.path, "label"), column(run.path, "label_rejection")
+    record = annotate_by_anchors(run, **options, hierarchy=tmp_path / "parents.csv")
+    labels, levels = column(run.path, "label"), column(run.path, "label_level")
+    for before, kind, label, level in zip(plain, kinds, labels, levels, strict=True):
+        if kind == "":
+            assert (label, level) == (before, 0)
+        else:
+            assert (label, level) in {("first", 1), ("all", 1), ("all", 2), ("unknown", -1)}
+    first = np.array(labels) == "first"
+    assert first[either].mean() > 0.5
+    assert first[~either].mean() < 0.05
+    assert min(np.array(column(run.path, "label_confidence"))[first]) >= 0.9
+    assert record["cells"]["first"] == first.sum()
+    annotate_by_anchors(run, **options)
+    assert "label_level" not in Run.open(run.path).cell_columns()
+
+
+def test_a_parent_has_the_votes_of_its_children(made: Path, tmp_path: Path) -> None:
+    from hashstream.stages.annotate import annotate
+
+    adata = anndata.read_h5ad(made / "atlas.h5ad")
+    adata.obs["coarse"] = "everything"
+    adata.write_h5ad(tmp_path / "reference.h5ad")
+    reference = encode(tmp_path / "reference.h5ad", tmp_path / "reference", hasher=made / "hasher")
+    assert reference is not None
+    options = {"reference": reference, "labels": "cell_type", "n_neighbours": 150, "unknown_threshold": 0.9}
+    plain = annotate(made / "run", **options)
+    found = annotate(made / "run", **options, parents_key="coarse")
+    assert plain["cells"]["unknown"] > 0
+    assert found["cells"]["everything"] == plain["cells"]["unknown"]
+    levels = column(made / "run", "label_level")
+    assert levels.count(1) == plain["cells"]["unknown"] < 600 == levels.count(0) + levels.count(1)
+    with pytest.raises(SettingsError, match="twice"):
+        annotate(made / "run", **options, parents_key="coarse", hierarchy=tmp_path / "parents.yaml")
+
+
+def test_majority_of_a_cluster(made: Path, hashstream: Cli) -> None:
+    from hashstream.stages.cluster import cluster
+    from hashstream.stages.majority import FREQUENCIES
+
+    run, words = made / "run", ("annotate", made / "run", "--hasher", made / "hasher", "--majority")
+    (run / FREQUENCIES).unlink(missing_ok=True)
+    cluster(run, n_clusters=3)
+    result = hashstream(*words)
+    assert result.exit_code == 0, result.output
+    pairs = list(zip(column(run, "cluster"), column(run, "label"), strict=True))
+    table = pq.read_table(run / FREQUENCIES).to_pylist()
+    assert {(row["cluster"], row["label"]): row["cells"] for row in table} == Counter(pairs)
+    for cluster_name, majority in set(zip(column(run, "cluster"), column(run, "label_majority"), strict=True)):
+        known = Counter(label for c, label in pairs if c == cluster_name and label != "unknown")
+        assert known[majority] == max(known.values())
+        shares = [row["share"] for row in table if row["cluster"] == cluster_name]
+        assert sum(shares) == pytest.approx(1)
+    assert hashstream(*words, "--min-share", 1).exit_code == 0
+    assert set(column(run, "label_majority")) == {"unknown"}
+    cluster(run, n_clusters=2)  # the majority of other clusters says nothing any more
+    assert "label_majority" not in Run.open(run).cell_columns()
