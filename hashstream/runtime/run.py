@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -226,13 +227,19 @@ class Run:
         target = self.path / CELLS
         aside = partial_path(target)
         start = 0
-        with pq.ParquetWriter(aside, schema.arrow_schema(columns), **PARQUET_OPTIONS) as writer:
+        with (
+            pq.ParquetWriter(aside, schema.arrow_schema(columns), **PARQUET_OPTIONS) as writer,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            written = pool.submit(lambda: None)
             for batch in self.iter_cells(kept):
                 rows = slice(start, start + batch.num_rows)
                 found = values_of(rows, batch.column(kept.index("bucket")).to_numpy())
                 arrays = [*batch.columns, *(found[name] for name in names)]
-                writer.write_batch(pa.record_batch(arrays, schema=schema.arrow_schema(columns)))
+                written.result()  # compressing one block takes as long as making the next
+                written = pool.submit(writer.write_batch, pa.record_batch(arrays, schema=schema.arrow_schema(columns)))
                 start = rows.stop
+            written.result()
         aside.replace(target)
         return self.note_stage(stage, record)
 
