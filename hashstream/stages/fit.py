@@ -15,7 +15,8 @@ from hashstream.atlas import Atlas, open_atlas
 from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, Sample, draw_sample
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher, PcaItqSettings, fit_pca_itq
-from hashstream.hashing.neural import NeuralSettings, choose_device, fit_neural
+from hashstream.hashing.device import choose_device
+from hashstream.hashing.neural import NeuralSettings, fit_neural
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish, remove
 from hashstream.runtime.memory import trim
@@ -101,7 +102,9 @@ def _neural(sample: Sample, settings: NeuralSettings, context: FitContext) -> Ha
 
 METHODS: dict[str, FitMethod] = {
     "pca-itq": FitMethod(PcaItqSettings, _pca_itq),
-    "neural": FitMethod(NeuralSettings, _neural, check=lambda settings: choose_device(settings.device)),
+    "neural": FitMethod(
+        NeuralSettings, _neural, check=lambda settings: choose_device(settings.device, method="neural")
+    ),
 }
 
 

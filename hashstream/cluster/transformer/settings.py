@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from hashstream.checks import check_ranges
 from hashstream.errors import SettingsError
 
 _POSITIVE_INTEGERS = ("n_neighbours", "n_hidden", "n_layers", "n_heads", "n_steps", "batch_tokens")
@@ -58,18 +58,7 @@ class TransformerSettings:
     mask_share: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE_INTEGERS:
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected a positive number.")
-        for name in _POSITIVE_NUMBERS:
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected a positive number.")
-        for name in _WEIGHTS:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected 0 or a positive number.")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected a share of at least 0 and below 1.")
+        check_ranges(self, whole=_POSITIVE_INTEGERS, positive=_POSITIVE_NUMBERS, weights=_WEIGHTS, shares=_SHARES)
         if not 0 <= self.correction <= 1 or not 0 <= self.balance <= 1:
             raise SettingsError(
                 f"correction is {self.correction} and balance is {self.balance}; expected both from 0 to 1."

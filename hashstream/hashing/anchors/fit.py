@@ -12,12 +12,13 @@ from threadpoolctl import threadpool_limits
 
 from hashstream.annotate.anchors import Anchors
 from hashstream.atlas import Atlas
-from hashstream.errors import MissingDependencyError, SettingsError
+from hashstream.errors import SettingsError
 from hashstream.hashing.anchors.batches import Streamed
 from hashstream.hashing.anchors.cells import Cells, LabelledCells, Standardised
 from hashstream.hashing.anchors.classes import Classes, all_classes
 from hashstream.hashing.anchors.draw import draw_labelled
 from hashstream.hashing.anchors.settings import AnchorSettings
+from hashstream.hashing.device import choose_device
 from hashstream.hashing.hasher import Hasher
 from hashstream.hashing.hvg import select_genes
 from hashstream.hashing.hvg_batches import select_genes_by_batch
@@ -77,7 +78,7 @@ def fit_anchors(
         If a loss becomes NaN or infinite.
     """
     settings, progress = settings or AnchorSettings(), progress or Silent()
-    device = choose_device(settings.device)
+    device = choose_device(settings.device, method="anchors")
     from hashstream.hashing.anchors.learn import learn
 
     classes = all_classes(labels, names, atlas.n_cells)
@@ -160,32 +161,6 @@ def fit_anchors(
         },
     )
     return hasher, replace(learned.anchors, hasher_fingerprint=hasher.fingerprint(), left_out=classes.left_out)
-
-
-def choose_device(device: str) -> str:
-    """cpu or cuda for auto, cpu or cuda.
-
-    Raises
-    ------
-    MissingDependencyError
-        If torch is not installed.
-    SettingsError
-        If cuda is asked for and torch sees none.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--method anchors trains with torch, which cannot be imported ({error}). Install it: "
-            "pip install 'hashstream[neural]'. Encoding and annotating with fitted anchors need no torch."
-        ) from error
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise SettingsError(
-            f"--device cuda: torch {torch.__version__} sees no CUDA device; use --device cpu, or install a torch built "
-            "for the CUDA of this machine."
-        )
-    return "cuda" if there and device != "cpu" else "cpu"
 
 
 def _say(classes: Classes, settings: AnchorSettings, progress: ProgressListener) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from hashstream.checks import check_ranges
 from hashstream.errors import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -114,9 +114,7 @@ class AnchorSettings:
     def __post_init__(self) -> None:
         if not LEAST_BITS <= self.n_bits <= MOST_BITS:
             raise SettingsError(f"--bits {self.n_bits}: expected {LEAST_BITS} to {MOST_BITS} for --method anchors.")
-        for name in _POSITIVE_INTEGERS:
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected a positive number.")
+        check_ranges(self, whole=_POSITIVE_INTEGERS, positive=_POSITIVE_NUMBERS, weights=_WEIGHTS, shares=_SHARES)
         if self.novelty_bits % 2 or not LEAST_BITS <= self.novelty_bits <= MOST_BITS:
             raise SettingsError(
                 f"novelty_bits is {self.novelty_bits}; expected an even number from {LEAST_BITS} to {MOST_BITS}."
@@ -124,15 +122,6 @@ class AnchorSettings:
         for name in ("steps", "refit_cells"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected 0 or a positive number.")
-        for name in _POSITIVE_NUMBERS:
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected a positive number.")
-        for name in _WEIGHTS:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected 0 or a positive number.")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected at least 0 and below 1.")
         if self.discriminant_weight == 0 == self.deep_weight:
             raise SettingsError("discriminant_weight and deep_weight are both 0; give one of them a positive weight.")
         if not 0 < self.validation <= 0.5:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from hashstream.atlas.sample import Sample
-from hashstream.errors import MissingDependencyError, SettingsError
+from hashstream.errors import SettingsError
+from hashstream.hashing.device import choose_device
 from hashstream.hashing.hasher import Hasher
 from hashstream.hashing.neural.settings import NeuralSettings
 from hashstream.hashing.neural.views import SampleCells, Standardiser
@@ -70,7 +71,7 @@ def fit_neural(
         If the loss becomes NaN or infinite.
     """
     settings, progress = settings or NeuralSettings(), progress or Silent()
-    device_name = choose_device(settings.device)
+    device_name = choose_device(settings.device, method="neural")
     import torch
 
     from hashstream.hashing.neural.batches import BatchMaker
@@ -148,32 +149,6 @@ def fit_neural(
                 "history": state.history,
             },
         )
-
-
-def choose_device(device: str) -> str:
-    """cpu or cuda for auto, cpu or cuda.
-
-    Raises
-    ------
-    MissingDependencyError
-        If torch is not installed.
-    SettingsError
-        If cuda is asked for and torch sees none.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--method neural trains with torch, which cannot be imported ({error}). Install it: "
-            "pip install 'hashstream[neural]'. Neither encoding with a fitted hasher nor --method pca-itq needs torch."
-        ) from error
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise SettingsError(
-            f"--device cuda: torch {torch.__version__} sees no CUDA device; use --device cpu, or install a torch built "
-            "for the CUDA of this machine."
-        )
-    return "cuda" if there and device != "cpu" else "cpu"
 
 
 def _groups(cells: SampleCells, standardise: Standardiser) -> Iterator[NDArray[np.float32]]:

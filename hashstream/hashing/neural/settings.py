@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from hashstream.checks import check_ranges
 from hashstream.errors import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -104,15 +104,7 @@ class NeuralSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "thinning", tuple(self.thinning))
-        for name in _POSITIVE_INTEGERS:
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected a positive number.")
-        for name in _POSITIVE_NUMBERS:
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected a positive number.")
-        for name in _WEIGHTS:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} is {getattr(self, name)}; expected 0 or a positive number.")
+        check_ranges(self, whole=_POSITIVE_INTEGERS, positive=_POSITIVE_NUMBERS, weights=_WEIGHTS)
         self._check_shape()
         self._check_training()
 
