@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks._quality_page import cell_text, grid, machine
+from benchmarks._quality_page import bar_grid, cell_text, grid, machine
 from benchmarks._quality_scores import Entry, values
 from hashstream.runtime.provenance import versions
 
@@ -145,17 +145,7 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
         "",
         "## Bars",
         "",
-        grid(
-            ["bar", "holds", "figures"],
-            [
-                [
-                    name,
-                    "yes" if bar["passed"] else "**no**",
-                    ", ".join(f"{k} {_text(v)}" for k, v in bar.items() if k != "passed"),
-                ]
-                for name, bar in summary.items()
-            ],
-        ),
+        bar_grid(summary),
         "",
     ]  # fmt: skip
     if tasks:
@@ -229,7 +219,3 @@ def _costs(entries: list[Entry], methods: list[str]) -> str:
             ]
         )
     return grid(["", "training, median s", "labelling, median s", "training, longest s", "peak MiB"], rows)
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

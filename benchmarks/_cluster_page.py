@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks._quality_page import cell_text, grid, machine
+from benchmarks._quality_page import bar_grid, cell_text, grid, machine
 from benchmarks._quality_scores import Entry, values
 from hashstream.runtime.provenance import versions
 
@@ -145,17 +145,7 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
         "",
         "## Bars",
         "",
-        grid(
-            ["bar", "holds", "figures"],
-            [
-                [
-                    name,
-                    "yes" if bar["passed"] else "**no**",
-                    ", ".join(f"{k} {_text(v)}" for k, v in bar.items() if k != "passed"),
-                ]
-                for name, bar in summary.items()
-            ],
-        ),
+        bar_grid(summary),
         "",
     ]
     if known:
@@ -194,11 +184,3 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
 def _seeds(entries: list[Entry], prefix: str) -> int:
     """Seeds of the tasks whose name begins so."""
     return len({entry["replicate"] for entry in entries if entry["task"].startswith(prefix)})
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    if isinstance(value, dict):
-        return "(" + ", ".join(f"{k} {_text(v)}" for k, v in value.items()) + ")"
-    return str(value)

@@ -51,6 +51,30 @@ def metric_grid(entries: list[Entry], sets: list[str], tasks: list[str], metric:
     return grid(["", *sets, *(["mean of four"] if whole else [])], rows)
 
 
+def bar_grid(summary: dict[str, Any]) -> str:
+    """Each bar, whether it holds, and its figures."""
+    return grid(
+        ["bar", "holds", "figures"],
+        [
+            [
+                name,
+                "yes" if bar["passed"] else "**no**",
+                ", ".join(f"{key} {figure(value)}" for key, value in bar.items() if key != "passed"),
+            ]
+            for name, bar in summary.items()
+        ],
+    )
+
+
+def figure(value: Any) -> str:
+    """A number with four decimals, alone or in a dict."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {figure(v)}" for key, v in value.items()) + ")"
+    return str(value)
+
+
 def machine() -> str:
     """Processor, cores and system."""
     info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
