@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,6 @@ class Answer:
     train, annotate : (seconds of processor, seconds of clock)
     max_rss : int
         Peak resident bytes of the process that did both, libraries included.
-    genes : list of str
-        Genes that HashStream selected.
     """
 
     labels: NDArray[np.object_]
@@ -63,7 +61,6 @@ class Answer:
     train: tuple[float, float] = (0.0, 0.0)
     annotate: tuple[float, float] = (0.0, 0.0)
     max_rss: int = 0
-    genes: list[str] = field(default_factory=list)
 
 
 class Clock:
@@ -90,7 +87,7 @@ def hashstream(
 
     del genes
     clock = Clock()
-    hasher, _ = fit_anchors(
+    fit_anchors(
         task.train,
         folder / "hasher",
         labels=TRUTH,
@@ -113,7 +110,6 @@ def hashstream(
         train=train,
         annotate=annotate,
         max_rss=peak_rss_bytes(),
-        genes=[str(name) for name in hasher.gene_names],
     )
 
 
@@ -143,9 +139,19 @@ def _standardised(task: Task, genes: list[str]) -> tuple[NDArray[np.float32], ND
 def logistic_regression(task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
     """scikit-learn's defaults, until it converges."""
     del folder
+    return _logistic_regression(task, seed, genes)
+
+
+def strong_logistic_regression(task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
+    """The setting that did best on these tasks in a search with their test labels in view."""
+    del folder
+    return _logistic_regression(task, seed, genes, C=0.001, class_weight="balanced")
+
+
+def _logistic_regression(task: Task, seed: int, genes: list[str], **options: Any) -> Answer:
     clock = Clock()
     x, truth, test_values = _standardised(task, genes)
-    model = LogisticRegression(max_iter=2_000, random_state=seed).fit(x, truth)
+    model = LogisticRegression(max_iter=2_000, random_state=seed, **options).fit(x, truth)
     train = clock.lap()
     return _from_probabilities(model.predict_proba(test_values()), model.classes_, train, clock)
 
@@ -251,13 +257,14 @@ def _from_probabilities(
 
 BASELINES: dict[str, Callable[[Task, int, list[str], Path], Answer]] = {
     "logistic regression": logistic_regression,
+    "logistic regression, best C": strong_logistic_regression,
     "15-NN on PCA": nearest_neighbours,
     "CellTypist": celltypist,
     "scHash, published": schash_published,
     "scHash, rate 1e-3": schash_faster,
 }
 #: Baselines whose answer does not depend on the seed.
-DETERMINISTIC = ("logistic regression", "15-NN on PCA", "CellTypist")
+DETERMINISTIC = ("logistic regression", "logistic regression, best C", "15-NN on PCA", "CellTypist")
 
 
 def call(method: str, task: Task, seed: int, genes: list[str], folder: Path) -> Answer:

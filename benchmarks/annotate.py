@@ -31,9 +31,11 @@ from benchmarks._annotate_page import summarise, write_markdown
 from benchmarks._annotate_tasks import Task, labels_of, make_task, task_names, without_type
 from benchmarks._measure import Record
 from benchmarks._quality_scores import DATA_VARIABLE, DEFAULT_DATA, SETS, Entry
+from hashstream.atlas import open_atlas
 from hashstream.hashing.anchors.calibrate import expected_calibration_error
+from hashstream.stages.fit import fit_hasher
 
-DEFAULT = next(iter(HASHSTREAM))
+NOVELTY_METHODS = ("HashStream", "logistic regression")
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 #: A type that is left out must have so many test cells.
 FEWEST_NOVEL = 3
@@ -52,6 +54,12 @@ class FreshProcesses:
 
     def answer(self, method: str, task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
         return self._pool.submit(call, method, task, seed, genes, folder).result()
+
+
+def selected_genes(task: Task) -> list[str]:
+    """The genes that `fit` selects on a training file, for the other methods."""
+    hasher = fit_hasher(open_atlas(task.train), batch_key=task.batch_key)
+    return [str(name) for name in hasher.gene_names]
 
 
 def scores(truth: NDArray[np.object_], answer: Answer) -> dict[str, Any]:
@@ -97,12 +105,12 @@ def measure_labels(data: Path, name: str, seeds: int, methods: list[str], folder
             new_split = task is None or not task.across_batches
             if task is None or new_split:
                 task = make_task(data, name, seed, folder)
+                genes = selected_genes(task) if set(methods) & set(BASELINES) else []
             truth = labels_of(task.test)
-            for method in [DEFAULT, *methods]:
+            for method in methods:
                 if method in DETERMINISTIC and not new_split:
                     continue
                 answer = processes.answer(method, task, seed, genes, folder)
-                genes = answer.genes or genes
                 yield record_of(method, task, seed, answer, n_cells=len(truth), **scores(truth, answer))
 
 
@@ -116,11 +124,10 @@ def measure_novelty(data: Path, dataset: str, seed: int, methods: list[str], fol
             continue
         fewer = replace(task, train=folder / "fewer.h5ad")
         without_type(task.train, label, fewer.train)
-        genes: list[str] = []
+        genes = selected_genes(fewer)
         with FreshProcesses() as processes:
-            for method in [DEFAULT, *methods]:
+            for method in methods:
                 answer = processes.answer(method, fewer, seed, genes, folder)
-                genes = answer.genes or genes
                 score = answer.novelty if answer.novelty is not None else -_confidence(answer)
                 rejected = {} if answer.rejected is None else _rejections(answer.rejected, novel)
                 yield record_of(
@@ -151,14 +158,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--novelty-seeds", type=int, default=1)
     parser.add_argument("--sets", default=",".join(SETS), help=f"any of {', '.join(SETS)}")
-    parser.add_argument("--methods", help=f"beside the default, any of {'; '.join([*HASHSTREAM, *BASELINES])}")
+    parser.add_argument("--methods", help=f"any of {'; '.join([*HASHSTREAM, *BASELINES])}")
     parser.add_argument("--parts", default=",".join(PARTS), help="labels, novelty, or both; none merges only")
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="results of other parts, for one page")
     parser.add_argument("--json", type=Path, help="write all records and the summary here")
     parser.add_argument("--markdown", type=Path, help="write the page of results here")
     options = parser.parse_args(arguments)
     sets, parts = options.sets.split(","), [part for part in options.parts.split(",") if part]
-    known = [name for name in [*HASHSTREAM, *BASELINES] if name != DEFAULT]
+    known = [*HASHSTREAM, *BASELINES]
     methods = known if options.methods is None else [name for name in options.methods.split(";") if name]
     if unknown := (set(sets) - set(SETS)) | (set(parts) - set(PARTS)) | (set(methods) - set(known)):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
@@ -168,12 +175,13 @@ def main(arguments: list[str] | None = None) -> None:
     for name in task_names(options.data, sets) if "labels" in parts else []:
         with tempfile.TemporaryDirectory() as folder:
             entries += _told(measure_labels(options.data, name, options.seeds, methods, Path(folder)), "macro_f1")
-    novelty_methods = [name for name in methods if name == "logistic regression"]
+    novelty_methods = [name for name in methods if name in NOVELTY_METHODS]
     for dataset in sets if "novelty" in parts else []:
         for seed in range(options.novelty_seeds):
             with tempfile.TemporaryDirectory() as folder:
                 entries += _told(measure_novelty(options.data, dataset, seed, novelty_methods, Path(folder)), "auroc")
     entries += [entry for path in options.merge for entry in json.loads(path.read_text())["records"]]
+    entries = list({_key(entry): entry for entry in reversed(entries)}.values())[::-1]
     summary = summarise(entries)
     print(json.dumps(summary, indent=1))
     if options.json is not None:
@@ -181,6 +189,11 @@ def main(arguments: list[str] | None = None) -> None:
         options.json.write_text(json.dumps({"records": entries, "summary": summary}, indent=1) + "\n")
     if options.markdown is not None:
         write_markdown(options.markdown, entries, summary)
+
+
+def _key(entry: Entry) -> tuple[Any, ...]:
+    """What the same measurement shares, so that merged results count it once."""
+    return tuple(entry.get(name) for name in ("task", "dataset", "replicate", "left_out"))
 
 
 def _told(entries: Iterator[Entry], metric: str) -> Iterator[Entry]:
