@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._commands import hashstream
 from benchmarks._quality_page import machine
 from benchmarks._simulated import cache_folder
 from benchmarks.quality import cell_embedding, contingency
@@ -53,17 +51,8 @@ def atlas_of(cells: int) -> Path:
 
 def call(*words: object) -> dict[str, Any]:
     """A command of hashstream in a fresh process: what it prints, its seconds from start to end, and its peak MiB."""
-    begin = time.perf_counter()
-    command = [sys.executable, "-m", "hashstream.cli", "--quiet", "--json", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        out = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    seconds = round(time.perf_counter() - begin, 2)
-    return {**json.loads(out), "wall_seconds": seconds, "peak_rss_mib": round(usage.ru_maxrss / 2**10)}
+    found = hashstream(*words)
+    return {**found.output, "wall_seconds": round(found.wall_s, 2), "peak_rss_mib": round(found.peak_rss_mib)}
 
 
 def clusters(run: Path, method: str, *options: object) -> dict[str, Any]:

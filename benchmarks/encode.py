@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks._measure import Record, write_json
 from benchmarks._simulated import simulated
 
-_READ = """
+READ = """
 import json, sys, time
 from hashstream.runtime.memory import return_freed_memory
 return_freed_memory()
@@ -88,7 +88,7 @@ def measure(atlas: Path, *, threads: int, replicates: int) -> tuple[list[Record]
         whole = hashstream("fit+encode", 0)
         (run / "hasher").rename(hasher)
         for replicate in range(replicates):
-            out = subprocess.run([sys.executable, "-c", _READ, str(atlas)], check=True, capture_output=True, text=True)
+            out = subprocess.run([sys.executable, "-c", READ, str(atlas)], check=True, capture_output=True, text=True)
             read = json.loads(out.stdout)
             records.append(Record("read", name, replicate, read["time_cpu"], read["time_elapsed"], read["max_rss"]))
             meta = hashstream("encode", replicate, "--hasher", str(hasher))

@@ -210,11 +210,17 @@ def fit(
 
 @click.command()
 @options.sources
-@click.option("-o", "--output", required=True, type=options.PathType, help="RUN directory to make.")
+@click.option("-o", "--output", required=True, type=options.PathType, help="RUN directory to make, or to append to.")
 @click.option("--hasher", type=options.PathType, help="A fitted hasher; without one, pca-itq is fitted first.")
 @options.fit_options
 @options.layer
 @click.option("--threads", type=click.IntRange(min=0), show_default=True, help="Kernel threads; 0: all cores.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    show_default=True,
+    help="Where rows are encoded; auto: on a GPU if there is one. The codes are the same.",
+)
 @click.option("--chunk-rows", type=click.IntRange(min=1), help="Cells a chunk.  [default: about 16 MiB of matrix]")
 @click.option("--max-buckets", type=click.IntRange(min=1), show_default=True, help="Most buckets.")
 @click.option("--bucket-bits", type=click.IntRange(min=1), help="Longest bucket prefix.  [default: the whole code]")
@@ -224,6 +230,18 @@ def fit(
 @click.option("--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB.")
 @click.option("--partition-rows", type=click.IntRange(min=1), show_default=True, help="Cells a partition.")
 @click.option("--partition", metavar="I/N", help="Do only the I-th of N shares (I from 0); then `hashstream finalize`.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    show_default=True,
+    help="Processes to start here, which share --threads; 0: none. --max-memory is for each.",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Or: scheduler of a dask cluster, such as tcp://host:8786.")
+@click.option(
+    "--append",
+    is_flag=True,
+    help="Add new stores to the run -o, with its own hasher, as if all had been encoded at once.",
+)
 @click.option(
     "--moment-match",
     is_flag=True,
@@ -243,6 +261,7 @@ def encode(
     sample: int,
     layer: str | None,
     threads: int,
+    device: str,
     chunk_rows: int | None,
     max_buckets: int,
     bucket_bits: int | None,
@@ -250,6 +269,9 @@ def encode(
     max_memory: str,
     partition_rows: int,
     partition: str | None,
+    workers: int,
+    scheduler: str | None,
+    append: bool,
     moment_match: bool,
     resume: bool,
     dry_run: bool,
@@ -258,8 +280,13 @@ def encode(
     """Stream an atlas once: codes and bucket tokens of every cell."""
     from hashstream.hashing import PcaItqSettings
     from hashstream.stages import encode_plan
+    from hashstream.stages.distribute import ClusterSettings
     from hashstream.stages.encode import encode as encode_stage
 
+    if append:
+        _check_append(partition=partition, moment_match=moment_match, force=force)
+        hasher = hasher or output / "hasher"
+    cluster = ClusterSettings(workers, scheduler)
     settings = encode_plan.EncodeSettings(
         threads=threads,
         max_memory=max_memory,
@@ -268,6 +295,7 @@ def encode(
         bucket_bits=bucket_bits,
         min_overlap=min_overlap,
         partition_rows=partition_rows,
+        device=device,
     )
     fit_settings = PcaItqSettings(n_bits=bits, n_genes=n_genes)
     if dry_run:
@@ -276,6 +304,9 @@ def encode(
         return
     share = None if partition is None else encode_plan.Partition.parse(partition)
     try:
+        if append:
+            _append(session, sources, output, settings, hasher=hasher, layer=layer, resume=resume, cluster=cluster)
+            return
         run = encode_stage(
             sources,
             output,
@@ -289,19 +320,58 @@ def encode(
             resume=resume,
             partition=share,
             moment_match=moment_match,
+            cluster=cluster,
             argv=session.argv,
             progress=session.listener(),
         )
     except KeyboardInterrupt:
-        session.say(f"interrupted; what is done is kept, continue with: hashstream encode ... -o {output} --resume")
+        what = "encode --append" if append else "encode"
+        session.say(f"interrupted; what is done is kept, continue with: hashstream {what} ... -o {output} --resume")
         raise
     if run is None:
         session.say(f"share {partition} is done; when all are: hashstream finalize {output}")
         return
+    _say_encoded(session, run)
+    _show_path(session, output)
+
+
+def _say_encoded(session: Session, run: Any) -> None:
     session.say(
         f"{run.n_cells:,} cells -> {run.n_buckets:,} buckets of {run.bucket_bits} of {run.n_bits} bits "
         f"in {sum(run.meta['seconds'].values()):.1f} s"
     )
+
+
+def _asked(option: str) -> bool:
+    """Whether an option was given on the command line or in the environment."""
+    given = click.get_current_context().get_parameter_source(option)
+    return given in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+def _check_append(**excluded: Any) -> None:
+    """Refuse what does not go with `encode --append`."""
+    fitting = {name: _asked(name) for name in ("bits", "n_genes", "sample")}
+    for name, given in {**excluded, **fitting}.items():
+        if given:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} does not go with --append, which adds to a run with that run's hasher."
+            )
+
+
+def _append(
+    session: Session, sources: tuple[Path, ...], output: Path, settings: Any, *, hasher: Path | None, **more: Any
+) -> None:
+    """`encode --append`: what the whole run shares is the run's, unless it is asked for."""
+    from hashstream.stages.append import append as append_stage
+
+    shared = {
+        name: getattr(settings, name) for name in ("max_buckets", "bucket_bits", "partition_rows") if _asked(name)
+    }
+    own = {name: getattr(settings, name) for name in ("threads", "max_memory", "chunk_rows", "min_overlap", "device")}
+    run = append_stage(
+        sources, output, hasher=hasher, **shared, **own, **more, argv=session.argv, progress=session.listener()
+    )
+    _say_encoded(session, run)
     _show_path(session, output)
 
 

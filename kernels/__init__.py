@@ -13,32 +13,49 @@ from hashstream.kernels.buckets import (
 from hashstream.kernels.encode import ACTIVATIONS, EncodedRows, EncoderWeights, encode_rows, prepare_weights
 from hashstream.kernels.hamming import hamming_distances, hamming_topk
 from hashstream.kernels.moments import GeneMoments, gene_moments
+from hashstream.kernels.multi_index import MultiIndex
 from hashstream.kernels.neighbours import hamming_neighbours
 from hashstream.kernels.pack import pack_bits, prefix_mask, unpack_bits, words_for_bits
+from hashstream.kernels.plan import SearchPlan, plan_search
 from hashstream.kernels.rows import RowFlag, check_rows, log_normalise
 from hashstream.kernels.ward import ward_linkage
+from hashstream.kernels.within import (
+    CodesWithin,
+    count_within,
+    hamming_histogram,
+    hamming_radius,
+    hamming_radius_blocks,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "FIXED_POINT_LIMIT",
     "FIXED_POINT_SCALE",
     "BucketArrays",
+    "CodesWithin",
     "EncodedRows",
     "EncoderWeights",
     "GeneMoments",
+    "MultiIndex",
     "RowFlag",
+    "SearchPlan",
     "check_rows",
     "count_buckets",
+    "count_within",
     "encode_rows",
     "gene_moments",
     "hamming_distances",
+    "hamming_histogram",
     "hamming_neighbours",
+    "hamming_radius",
+    "hamming_radius_blocks",
     "hamming_topk",
     "log_normalise",
     "lookup_buckets",
     "merge_buckets",
     "new_bucket_arrays",
     "pack_bits",
+    "plan_search",
     "prefix_mask",
     "prepare_weights",
     "shorten_buckets",

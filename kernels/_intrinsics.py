@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
-from numba import config, extending
+from numba import extending
 from numba.core import cgutils, types
 
 _LANES = 16  # floats in one AVX-512 register; narrower machines get two or four registers for it
@@ -304,157 +303,48 @@ def smallest_increases(
     return signature, codegen
 
 
-SLICE_LANES = 8  # 64-bit words side by side: 512 codes at a time
-SLICE_CODES = 64 * SLICE_LANES
+@intrinsic
+def prefetch(typingctx: Any, values: Any, at: Any) -> Any:
+    """Asks the processor to bring the cache line of ``values[at]`` (flat) nearer, to be read."""
+    signature = types.void(values, types.int64)
 
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        )
+        place = builder.gep(_data_pointer(context, builder, signature.args[0], args[0]), [args[1]])
+        options = [ir.Constant(flag, value) for value in (0, 3, 1)]  # to read, keep, data
+        builder.call(function, [builder.bitcast(place, byte), *options])
+        return context.get_dummy_value()
 
-def has_ternary_logic() -> bool:
-    """Whether numba compiles for a processor with AVX-512, one of whose instructions is any function of three bits."""
-    chosen = any(
-        getattr(config, name, None) for name in ("CPU_NAME", "CPU_FEATURES")
-    )  # not the host's, so nothing is known
-    return not chosen and bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
-
-
-def counter_bits(n_bits: int) -> int:
-    """Bits that hold the numbers from 0 to `n_bits` + 1."""
-    return (n_bits + 1).bit_length()
-
-
-def make_any_below(*, ternary: bool) -> Callable[..., Any]:
-    """An intrinsic that says whether any of 512 bit-sliced codes is nearer to a query than a threshold.
-
-    ``any_below(words, planes, choice, threshold)``: `words` is a tuple as long as a code has words. Plane ``choice[b]``
-    of `planes` (flat, 8 words each) holds, for every code, whether its bit b differs from the query's; `threshold`
-    holds the bits of the threshold, lowest first, each spread over a word. The planes are added up by a tree of full
-    adders: a code's distance never exists as a number. With `ternary` (see `has_ternary_logic`) a full adder is two
-    instructions, else four or five.
-    """
-
-    @intrinsic
-    def any_below(typingctx: Any, words: Any, planes: Any, choice: Any, threshold: Any) -> Any:
-        n_bits = 64 * words.count
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            word = ir.IntType(64)
-            vector = ir.VectorType(word, SLICE_LANES)
-            index = ir.VectorType(ir.IntType(32), SLICE_LANES)
-            ones = ir.Constant(vector, [-1] * SLICE_LANES)
-            planes_p, choice_p, threshold_p = (
-                _data_pointer(context, builder, signature.args[i], args[i]) for i in (1, 2, 3)
-            )
-
-            def plane(b: int) -> Any:
-                chosen = builder.sext(builder.load(builder.gep(choice_p, [ir.Constant(word, b)])), word)
-                at = builder.gep(planes_p, [builder.mul(chosen, ir.Constant(word, SLICE_LANES))])
-                loaded = builder.load(builder.bitcast(at, vector.as_pointer()))
-                loaded.align = 8
-                return loaded
-
-            def logic(a: Any, b: Any, c: Any, truth: int) -> Any:
-                half = ir.VectorType(ir.IntType(32), 2 * SLICE_LANES)
-                function = cgutils.get_or_insert_function(
-                    builder.module,
-                    ir.FunctionType(half, [half, half, half, ir.IntType(32)]),
-                    "llvm.x86.avx512.pternlog.d.512",
-                )
-                values = [builder.bitcast(value, half) for value in (a, b, c)]
-                return builder.bitcast(builder.call(function, [*values, ir.Constant(ir.IntType(32), truth)]), vector)
-
-            def full_adder(a: Any, b: Any, c: Any) -> tuple[Any, Any]:
-                """The sum's lower and higher bit."""
-                if ternary:
-                    return logic(a, b, c, 0x96), logic(a, b, c, 0xE8)
-                differ = builder.xor(a, b)
-                return builder.xor(differ, c), pick(differ, c, a)
-
-            def pick(where: Any, a: Any, b: Any) -> Any:
-                if ternary:
-                    return logic(where, a, b, 0xCA)
-                return builder.or_(builder.and_(where, a), builder.and_(builder.xor(where, ones), b))
-
-            def add(level: int, value: Any) -> None:
-                """Adds a bit of weight 2**level; three of a weight make one of it and one of the next."""
-                waiting[level].append(value)
-                if len(waiting[level]) == 3:
-                    low, high = full_adder(*waiting[level])
-                    waiting[level] = [low]
-                    add(level + 1, high)
-
-            n_levels = counter_bits(n_bits)
-            waiting: list[list[Any]] = [[] for _ in range(n_levels + 1)]
-            for b in range(n_bits):
-                add(0, plane(b))
-            below = ir.Constant(vector, [0] * SLICE_LANES)
-            for level in range(n_levels):
-                if len(waiting[level]) == 2:
-                    a, b = waiting[level]
-                    waiting[level] = [builder.xor(a, b)]
-                    add(level + 1, builder.and_(a, b))
-                count = waiting[level][0] if waiting[level] else ir.Constant(vector, [0] * SLICE_LANES)
-                limit = builder.load(builder.gep(threshold_p, [ir.Constant(word, level)]))
-                undefined = ir.Constant(vector, ir.Undefined)
-                limit = builder.shuffle_vector(
-                    builder.insert_element(undefined, limit, ir.Constant(ir.IntType(32), 0)),
-                    undefined,
-                    ir.Constant(index, [0] * SLICE_LANES),
-                )
-                # Of two numbers, the one that is lower in the highest bit in which they differ.
-                below = pick(builder.xor(count, limit), limit, below)
-            hit = builder.icmp_unsigned("!=", below, ir.Constant(vector, [0] * SLICE_LANES))
-            mask = builder.bitcast(hit, ir.IntType(SLICE_LANES))
-            return builder.icmp_unsigned("!=", mask, ir.Constant(ir.IntType(SLICE_LANES), 0))
-
-        return types.boolean(words, planes, choice, threshold), codegen
-
-    return any_below
-
-
-any_below = make_any_below(ternary=has_ternary_logic())
+    return signature, codegen
 
 
 @intrinsic
-def slice_bits(typingctx: Any, source: Any, source_at: Any, planes: Any, planes_at: Any) -> Any:
-    """Bit planes of 512 words ``source[source_at:]``, and their complements, into ``planes[planes_at:]`` (flat).
+def within_mask(typingctx: Any, words: Any, codes: Any, at: Any, stride: Any, query: Any, limit: Any) -> Any:
+    """For 16 codes a uint64 whose bit i says whether code i differs from the query in at most `limit` bits.
 
-    Word ``8 i + lane`` gives bit i of word `lane` of each plane; plane 2 b holds bit b, plane 2 b + 1 its complement.
-    The 64 rows of 8 words are turned about their diagonal, three wide steps and three narrow ones, each three with
-    eight rows in registers.
+    `words` is a tuple as long as a code has words. Word w of code i is ``codes[at + w * stride + i]`` (flat uint64);
+    that of the query is ``query[w]``.
     """
-    signature = types.void(source, types.int64, planes, types.int64)
+    signature = types.uint64(words, codes, types.int64, types.int64, query, types.int64)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(64)
-        vector = ir.VectorType(word, SLICE_LANES)
-        source_p = builder.gep(_data_pointer(context, builder, signature.args[0], args[0]), [args[1]])
-        planes_p = builder.gep(_data_pointer(context, builder, signature.args[2], args[2]), [args[3]])
-
-        def constant(value: int) -> Any:
-            return ir.Constant(vector, [value] * SLICE_LANES)
-
-        def place(base: Any, row: int) -> Any:
-            return builder.bitcast(builder.gep(base, [ir.Constant(word, row * SLICE_LANES)]), vector.as_pointer())
-
-        def turn(held: dict[int, Any], width: int) -> None:
-            low = sum(((1 << width) - 1) << at for at in range(0, 64, 2 * width))
-            for row in [row for row in held if not row & width]:
-                a, b = held[row], held[row + width]
-                swapped = builder.and_(builder.xor(builder.lshr(a, constant(width)), b), constant(low))
-                held[row] = builder.xor(a, builder.shl(swapped, constant(width)))
-                held[row + width] = builder.xor(b, swapped)
-
-        for widths, narrow in (((32, 16, 8), False), ((4, 2, 1), True)):
-            for group in range(8):
-                held = {}
-                for row in range(8 * group, 8 * group + 8) if narrow else range(group, 64, 8):
-                    held[row] = builder.load(place(planes_p, 2 * row) if narrow else place(source_p, row))
-                    held[row].align = 8
-                for width in widths:
-                    turn(held, width)
-                for row, value in held.items():
-                    builder.store(value, place(planes_p, 2 * row)).align = 8
-                    if narrow:
-                        builder.store(builder.xor(value, constant(-1)), place(planes_p, 2 * row + 1)).align = 8
-        return context.get_dummy_value()
+        word, vector = ir.IntType(64), ir.VectorType(ir.IntType(64), _LANES)
+        codes_p = builder.gep(_data_pointer(context, builder, signature.args[1], args[1]), [args[2]])
+        query_p = _data_pointer(context, builder, signature.args[4], args[4])
+        ctpop = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector]), f"llvm.ctpop.v{_LANES}i64"
+        )
+        distance = ir.Constant(vector, [0] * _LANES)
+        for w in range(signature.args[0].count):
+            pointer = builder.gep(codes_p, [builder.mul(args[3], ir.Constant(word, w))])
+            loaded = builder.load(builder.bitcast(pointer, vector.as_pointer()))
+            loaded.align = 8
+            own = _splat(builder, builder.load(builder.gep(query_p, [ir.Constant(word, w)])), vector)
+            distance = builder.add(distance, builder.call(ctpop, [builder.xor(loaded, own)]))
+        near = builder.icmp_signed("<=", distance, _splat(builder, args[5], vector))
+        return builder.zext(builder.bitcast(near, ir.IntType(_LANES)), word)
 
     return signature, codegen

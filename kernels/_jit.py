@@ -12,7 +12,11 @@ from typing import Any, TypeVar
 
 import numba
 
+from hashstream.kernels._cpu import leave_out_avx512
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+leave_out_avx512()
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": False}
 

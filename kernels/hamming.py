@@ -8,21 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array, share_rows
-from hashstream.kernels._intrinsics import (
+from hashstream.kernels._intrinsics import popcount, trailing_zeros
+from hashstream.kernels._jit import inline, jit
+from hashstream.kernels._planes import (
+    ENTRIES,
+    GROUP,
     SLICE_CODES,
     SLICE_LANES,
     any_below,
+    build_tables,
     counter_bits,
-    popcount,
+    n_choices,
     slice_bits,
+    table_planes,
 )
-from hashstream.kernels._jit import jit
 
 BLOCK = 4096  # codes whose distances to one query are kept at a time, in the first-level cache
 SMALL_K = 128  # up to here nearest codes are kept sorted by insertion, beyond by counting
-SLICED_FROM = 8  # queries from which turning the codes into bit planes pays
-SLICED_WORDS = 4  # longest codes for which a tree of adders is compiled
-SLICED_QUERIES = 64  # queries that share the planes of a block while all is in the first-level cache
+SLICED_FROM = 48  # queries from which turning the codes into bit planes pays
+SLICED_WORDS = 4  # longest codes for which the loops and a tree of adders are compiled
+SLICED_QUERIES = 256  # queries that share the tables of a block
+SHARED_CODES = 1 << 16  # fewest codes that a thread is given where threads share the codes
 
 
 @jit
@@ -74,35 +80,6 @@ def _insert(distance, row, distances, rows, k):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _topk_small(queries, codes, k, distances, rows):  # type: ignore[no-untyped-def]
-    """Nearest codes of few: a code enters only if it is nearer than the k-th nearest so far."""
-    block_distances = np.empty(BLOCK, np.uint16)
-    distances[:] = np.int32(0x7FFFFFFF)
-    for start in range(0, len(codes), BLOCK):
-        block = codes[start : start + BLOCK]
-        for q in range(len(queries)):
-            smallest = _block_distances(queries[q], block, block_distances)
-            if smallest < distances[q, k - 1]:
-                for i in range(len(block)):
-                    if block_distances[i] < distances[q, k - 1]:
-                        _insert(block_distances[i], start + i, distances[q], rows[q], k)
-
-
-@jit
-def _slice_block(codes, start, planes):  # type: ignore[no-untyped-def]
-    """Bit planes of 512 codes: plane 2 b holds bit b of each code, plane 2 b + 1 its complement."""
-    n_words = codes.shape[1]
-    if n_words == 1:
-        slice_bits(codes, start, planes, 0)
-        return
-    words = np.empty(SLICE_CODES, np.uint64)
-    for word in range(n_words):
-        for i in range(SLICE_CODES):
-            words[i] = codes[start + i, word]
-        slice_bits(words, 0, planes, 128 * word * SLICE_LANES)
-
-
-@jit
 def _scan_block(query, codes, start, stop, distances, rows, k):  # type: ignore[no-untyped-def]
     """Lets ``codes[start:stop]`` enter one by one; gives the distance of the k-th nearest."""
     for row in range(start, stop):
@@ -111,42 +88,170 @@ def _scan_block(query, codes, start, stop, distances, rows, k):  # type: ignore[
             d += popcount(codes[row, word] ^ query[word])
         if np.int64(d) < distances[k - 1]:
             _insert(np.int32(d), row, distances, rows, k)
-    return distances[k - 1]
+    return np.int64(distances[k - 1])
 
 
-@jit
-def _set_threshold(distance, threshold):  # type: ignore[no-untyped-def]
-    for level in range(len(threshold)):
-        threshold[level] = np.uint64(0) - np.uint64((distance >> level) & 1)
+@inline
+def _smallest_of_64(query, flat, at, words):  # type: ignore[no-untyped-def]
+    """The smallest distance of `query` to 64 codes, whose words lie at ``flat[at:]``.
 
-
-@jit
-def _topk_sliced(queries, codes, k, words, n_levels, distances, rows):  # type: ignore[no-untyped-def]
-    """As `_topk_small`, with the distances of 512 codes to a query in bit planes at once.
-
-    `words` is a tuple as long as a code has words, so that each length is compiled for itself.
+    A loop of so few turns is unrolled whole and keeps nothing but the minimum, so that one query is scanned as fast as
+    memory gives the codes.
     """
-    n_queries = len(queries)
-    n_bits = 64 * len(words)
-    choice = np.empty((n_queries, n_bits), np.int32)
-    thresholds = np.empty((n_queries, n_levels), np.uint64)
-    planes = np.empty((2 * n_bits, SLICE_LANES), np.uint64)
-    distances[:] = n_bits + 1
-    for q in range(n_queries):
-        _set_threshold(n_bits + 1, thresholds[q])
-        for b in range(n_bits):
-            bit = (queries[q, b >> 6] >> np.uint64(b & 63)) & np.uint64(1)
-            choice[q, b] = 2 * b + np.int32(bit)
+    smallest = np.uint64(0xFFFF)
+    if len(words) == 1:
+        part, q0 = flat[at : at + 64], query[0]
+        for i in range(64):
+            smallest = min(smallest, popcount(part[i] ^ q0))
+    elif len(words) == 2:
+        part, q0, q1 = flat[at : at + 128], query[0], query[1]
+        for i in range(64):
+            smallest = min(smallest, popcount(part[2 * i] ^ q0) + popcount(part[2 * i + 1] ^ q1))
+    elif len(words) == 3:
+        part, q0, q1, q2 = flat[at : at + 192], query[0], query[1], query[2]
+        for i in range(64):
+            d = popcount(part[3 * i] ^ q0) + popcount(part[3 * i + 1] ^ q1) + popcount(part[3 * i + 2] ^ q2)
+            smallest = min(smallest, d)
+    else:
+        part, q0, q1, q2, q3 = flat[at : at + 256], query[0], query[1], query[2], query[3]
+        for i in range(64):
+            d = popcount(part[4 * i] ^ q0) + popcount(part[4 * i + 1] ^ q1)
+            d += popcount(part[4 * i + 2] ^ q2) + popcount(part[4 * i + 3] ^ q3)
+            smallest = min(smallest, d)
+    return np.int64(smallest)
+
+
+@jit
+def _topk_scan(queries, codes, k, words, distances, rows):  # type: ignore[no-untyped-def]
+    """Nearest codes of few: a code enters only if it is nearer than the k-th nearest so far.
+
+    `words` is a tuple as long as a code has words, at most 4, so that each length is compiled for itself.
+    """
+    n_words, flat = len(words), codes.ravel()
+    distances[:] = np.int32(0x7FFFFFFF)
     whole = len(codes) - len(codes) % SLICE_CODES
-    for first in range(0, n_queries, SLICED_QUERIES):
-        last = min(first + SLICED_QUERIES, n_queries)
+    for first in range(0, whole, SLICE_CODES):
+        for q in range(len(queries)):
+            query, furthest = queries[q], np.int64(distances[q, k - 1])
+            for start in range(first, first + SLICE_CODES, 64):
+                if _smallest_of_64(query, flat, start * n_words, words) < furthest:
+                    furthest = _scan_block(query, codes, start, start + 64, distances[q], rows[q], k)
+    for q in range(len(queries)):
+        _scan_block(queries[q], codes, whole, len(codes), distances[q], rows[q], k)
+
+
+@jit
+def _topk_wide(queries, codes, k, distances, rows):  # type: ignore[no-untyped-def]
+    """As `_topk_scan`, for codes of any number of words."""
+    block_distances = np.empty(BLOCK, np.uint16)
+    distances[:] = np.int32(0x7FFFFFFF)
+    for start in range(0, len(codes), BLOCK):
+        block = codes[start : start + BLOCK]
+        for q in range(len(queries)):
+            if _block_distances(queries[q], block, block_distances) < distances[q, k - 1]:
+                for i in range(len(block)):
+                    if block_distances[i] < distances[q, k - 1]:
+                        _insert(block_distances[i], start + i, distances[q], rows[q], k)
+
+
+@jit
+def _aligned(n):  # type: ignore[no-untyped-def]
+    """Room for `n` words that begins where a cache line does: loads of a plane then touch one line, not two."""
+    room = np.empty(n + 7, np.uint64)
+    first = -(room.ctypes.data >> 3) & 7
+    return room[first : first + n]
+
+
+@jit
+def _slice_block(codes, start, planes, tables):  # type: ignore[no-untyped-def]
+    """The tables of 512 codes (see `_planes`); `planes` is for in between."""
+    n_words, flat = codes.shape[1], codes.ravel()
+    if n_words == 1:
+        slice_bits(flat, start, planes, 0)
+    else:
+        words = np.empty(SLICE_CODES, np.uint64)
+        for word in range(n_words):
+            for i in range(SLICE_CODES):
+                words[i] = flat[(start + i) * n_words + word]
+            slice_bits(words, 0, planes, 64 * word * SLICE_LANES)
+    build_tables(64 * n_words, planes, tables)
+
+
+@jit
+def _choices_of(queries, n_entries):  # type: ignore[no-untyped-def]
+    """Where the entries that each query picks begin in the tables: (n_queries * n_entries,) uint16."""
+    n_groups = 64 * queries.shape[1] // GROUP
+    choices = np.empty(len(queries) * n_entries, np.uint16)
+    for q in range(len(queries)):
+        for entry in range(n_entries):
+            first = GROUP * entry if entry < n_groups else GROUP * n_groups + entry - n_groups
+            last = first + GROUP if entry < n_groups else first + 1
+            picked = np.int64(0)
+            for b in range(first, last):
+                picked |= np.int64((queries[q, b >> 6] >> np.uint64(b & 63)) & np.uint64(1)) << (b - first)
+            if entry < n_groups:
+                plane = 2 * (ENTRIES * entry + picked)
+            else:
+                plane = 2 * (ENTRIES * n_groups + entry - n_groups) + picked
+            choices[q * n_entries + entry] = plane * SLICE_LANES
+    return choices
+
+
+@jit
+def _limits_to(n_bits, n_levels):  # type: ignore[no-untyped-def]
+    """For each threshold up to ``n_bits + 1`` the bits of ``2**n_levels`` less it, each spread over a word."""
+    limits = np.empty((n_bits + 2) * n_levels, np.uint64)
+    for threshold in range(n_bits + 2):
+        for level in range(n_levels):
+            bit = (((1 << n_levels) - threshold) >> level) & 1
+            limits[threshold * n_levels + level] = np.uint64(0) - np.uint64(bit)
+    return limits
+
+
+@inline
+def _enter_marked(query, flat, start, words, marked, distances, rows, k):  # type: ignore[no-untyped-def]
+    """Lets the codes enter of a block at `start` that are marked; they come by lanes, so rows decide ties."""
+    n_words = len(words)
+    for lane in range(SLICE_LANES):
+        bits = marked[lane]
+        while bits:
+            row = start + SLICE_LANES * trailing_zeros(bits) + lane
+            bits &= bits - np.uint64(1)
+            d = np.int64(0)
+            for word in range(n_words):
+                d += np.int64(popcount(flat[row * n_words + word] ^ query[word]))
+            at = k - 1
+            if d > distances[at] or (d == distances[at] and row > rows[at]):
+                continue
+            while at > 0 and (distances[at - 1] > d or (distances[at - 1] == d and rows[at - 1] > row)):
+                distances[at] = distances[at - 1]
+                rows[at] = rows[at - 1]
+                at -= 1
+            distances[at] = d
+            rows[at] = row
+
+
+@jit
+def _topk_sliced(queries, codes, k, words, sizes, distances, rows):  # type: ignore[no-untyped-def]
+    """As `_topk_scan`, with the distances of 512 codes to a query in bit planes at once.
+
+    `sizes` is `n_choices`, `counter_bits` and `table_planes` of the code's bits.
+    """
+    n_entries, n_levels, n_planes = sizes
+    n_bits = 64 * len(words)
+    choices, limits = _choices_of(queries, n_entries), _limits_to(n_bits, n_levels)
+    planes, tables = _aligned(n_bits * SLICE_LANES), _aligned(n_planes * SLICE_LANES)
+    marked, flat = np.empty(SLICE_LANES, np.uint64), codes.ravel()
+    distances[:] = n_bits + 1
+    whole = len(codes) - len(codes) % SLICE_CODES
+    for first in range(0, len(queries), SLICED_QUERIES):
+        last = min(first + SLICED_QUERIES, len(queries))
         for start in range(0, whole, SLICE_CODES):
-            _slice_block(codes, start, planes)
+            _slice_block(codes, start, planes, tables)
             for q in range(first, last):
-                if any_below(words, planes, choice[q], thresholds[q]):
-                    stop = start + SLICE_CODES
-                    furthest = _scan_block(queries[q], codes, start, stop, distances[q], rows[q], k)
-                    _set_threshold(furthest, thresholds[q])
+                limit = np.int64(distances[q, k - 1])
+                if limit > 0 and any_below(words, tables, choices, q * n_entries, limits, limit * n_levels, marked):
+                    _enter_marked(queries[q], flat, start, words, marked, distances[q], rows[q], k)
         for q in range(first, last):
             _scan_block(queries[q], codes, whole, len(codes), distances[q], rows[q], k)
 
@@ -197,7 +302,7 @@ def hamming_topk(
     k : int
         Clipped to n.
     n_threads : int
-        Threads that share the queries; the result is the same for any number.
+        Threads that share the queries, or the codes where queries are few; the result is the same for any number.
 
     Returns
     -------
@@ -220,18 +325,38 @@ def hamming_topk(
     if k == 0 or len(queries) == 0:
         return distances, rows
 
+    if len(queries) < n_threads * SLICED_FROM and k < len(codes) >= 2 * SHARED_CODES and n_threads > 1:
+        # Few queries: threads share the codes. Parts come in the order of rows, so that ties of a stable sort do too.
+        def search(start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+            found = _search(queries, codes[start:stop], min(k, stop - start))
+            return found[0], found[1] + start
+
+        parts = share_rows(search, len(codes), n_threads, multiple=SHARED_CODES)
+        distances, rows = (np.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
     def work(start: int, stop: int) -> None:
-        part = slice(start, stop)
-        n_words = codes.shape[1]
-        if k > SMALL_K:
-            _topk_counting(queries[part], codes, k, distances[part], rows[part])
-        elif stop - start >= SLICED_FROM and n_words <= SLICED_WORDS:
-            levels = counter_bits(64 * n_words)
-            _topk_sliced(queries[part], codes, k, (0,) * n_words, levels, distances[part], rows[part])
-        else:
-            _topk_small(queries[part], codes, k, distances[part], rows[part])
+        distances[start:stop], rows[start:stop] = _search(queries[start:stop], codes, k)
 
     share_rows(work, len(queries), n_threads)
+    return distances, rows
+
+
+def _search(queries: NDArray[np.uint64], codes: NDArray[np.uint64], k: int) -> Any:
+    """The k nearest codes by the scan that suits the number of queries, on one thread."""
+    distances, rows = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
+    n_words = codes.shape[1]
+    if k > SMALL_K:
+        _topk_counting(queries, codes, k, distances, rows)
+    elif n_words > SLICED_WORDS:
+        _topk_wide(queries, codes, k, distances, rows)
+    elif len(queries) >= SLICED_FROM:
+        bits = 64 * n_words
+        sizes = (n_choices(bits), counter_bits(bits), table_planes(bits))
+        _topk_sliced(queries, codes, k, (0,) * n_words, sizes, distances, rows)
+    else:
+        _topk_scan(queries, codes, k, (0,) * n_words, distances, rows)
     return distances, rows
 
 

@@ -19,6 +19,7 @@ from hashstream.errors import InputError
 from hashstream.hashing import Hasher
 from hashstream.runtime import schema
 from hashstream.runtime.files import partial_path, write_json
+from hashstream.runtime.run_lock import hold_run
 
 CODES = "codes.zarr"
 BUCKETS = "buckets.parquet"
@@ -221,7 +222,24 @@ class Run:
             Name of the stage, and what it wants to say about itself (JSON values).
         without
             Columns of an earlier call of the stage that do not hold any more, and are left out.
+
+        Raises
+        ------
+        SettingsError
+            If another process is writing into the run.
+        InputError
+            If another run stands there by now.
         """
+        with hold_run(self.path, self.meta) as meta:
+            self._write_cell_columns(names, values_of, without)
+            return self._note(meta, stage, record)
+
+    def _write_cell_columns(
+        self,
+        names: Sequence[str],
+        values_of: Callable[[slice, NDArray[np.int32]], Mapping[str, pa.Array]],
+        without: Sequence[str],
+    ) -> None:
         kept = [c for c in self.cell_columns() if c not in names and c not in without]
         columns = tuple(schema.CELL_COLUMNS[name] for name in [*kept, *names])
         target = self.path / CELLS
@@ -241,11 +259,14 @@ class Run:
                 start = rows.stop
             written.result()
         aside.replace(target)
-        return self.note_stage(stage, record)
 
     def note_stage(self, stage: str, record: Mapping[str, Any]) -> Run:
-        """Keep what a stage says about itself in ``run.json``."""
-        meta = {**self.meta, "stages": {**self.meta.get("stages", {}), stage: dict(record)}}
+        """Keep what a stage says about itself in ``run.json``; raises what `set_cell_columns` does."""
+        with hold_run(self.path, self.meta) as meta:
+            return self._note(meta, stage, record)
+
+    def _note(self, now: Mapping[str, Any], stage: str, record: Mapping[str, Any]) -> Run:
+        meta = {**now, "stages": {**now.get("stages", {}), stage: dict(record)}}
         write_json(self.path / META, meta)
         return replace(self, meta=meta)
 

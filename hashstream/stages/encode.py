@@ -6,44 +6,33 @@ table under ``parts/``; merging the tables is exact, so partitions may be done i
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, CsrChunk, open_atlas
 from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, draw_sample
-from hashstream.buckets import BucketIndex, BucketTable, Tokens
+from hashstream.buckets import BucketTable
 from hashstream.errors import HashStreamError, InputError, PartialRunError, SettingsError
 from hashstream.hashing import BoundHasher, Hasher, PcaItqSettings
 from hashstream.hashing.moment_match import moment_matched
-from hashstream.kernels import EncoderWeights, RowFlag, encode_rows
+from hashstream.kernels import EncoderWeights, encode_rows
 from hashstream.runtime import schema
-from hashstream.runtime.budget import is_disk_full
+from hashstream.runtime.budget import Projection, is_disk_full
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, publish, remove, write_json
-from hashstream.runtime.pipeline import use_fastest_pipeline
-from hashstream.runtime.provenance import Timings, peak_rss_bytes, versions
-from hashstream.runtime.run import (
-    BATCH_ROWS,
-    BUCKETS,
-    CELLS,
-    HASHER,
-    META,
-    PARQUET_OPTIONS,
-    Run,
-    write_tokens,
-)
+from hashstream.runtime.files import check_target, remove
+from hashstream.runtime.provenance import Timings
+from hashstream.runtime.run import HASHER, Run
+from hashstream.stages.distribute import DISTRIBUTED_BYTES, ClusterSettings, require_distributed, run_on_cluster
+from hashstream.stages.encode_finish import finish
+from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes_of, project_encode
-from hashstream.stages.encode_stream import encoded_chunks
 from hashstream.stages.fit import fit_hasher
 from hashstream.stages.workdir import WorkDir
 
@@ -62,6 +51,7 @@ def encode(
     resume: bool = False,
     partition: Partition | None = None,
     moment_match: bool = False,
+    cluster: ClusterSettings | None = None,
     argv: Sequence[str] = (),
     progress: ProgressListener | None = None,
 ) -> Run | None:
@@ -88,6 +78,9 @@ def encode(
     moment_match
         Standardise genes by this atlas's own moments, from a sample of it, instead of the given Hasher's; see
         `hashstream.hashing.moment_match` for what that costs.
+    cluster
+        Do the partitions as tasks of dask.distributed; see `hashstream.stages.distribute`. Sources and target must be
+        where all its hosts see them. The memory budget is that of each process.
     argv
         The command line, for the record.
 
@@ -100,14 +93,23 @@ def encode(
     ------
     InputError, SettingsError, TargetExistsError, BudgetError
         Nothing is left on disk but what an earlier, resumed run had done.
+    MissingDependencyError
+        A cluster is asked for, and dask.distributed is not installed.
     PartialRunError
-        The disk is full; what is done is kept.
+        The disk is full, or workers died too often; what is done is kept.
     """
     target, settings, progress = Path(target), settings or EncodeSettings(), progress or Silent()
     timings = Timings()
     check_target(target, force=force)
     if not target.parent.is_dir():
         raise InputError(f"{target.parent}: no such folder; make it before encoding into it.")
+    cluster = cluster or ClusterSettings()
+    if cluster:
+        require_distributed()
+        if partition is not None:
+            raise SettingsError(
+                "--partition does one share of the work, --workers and --scheduler all of it; give one."
+            )
     if partition is not None and hasher is None:
         raise SettingsError(
             "--partition needs --hasher: fit one first with `hashstream fit`, so that all jobs share it."
@@ -117,13 +119,11 @@ def encode(
         progress.note(f"{target}: nothing to resume; starting from the beginning")
     with timings.measure("open"):
         atlas = open_atlas(sources, layer=layer)
-        fingerprint = atlas.fingerprint()
+        fingerprints = [store.fingerprint() for store in atlas.stores]
     for store in atlas.stores:
         if store.matrix_name != "X":
             progress.note(f"{store.path}: raw counts taken from {store.matrix_name}")
-    with ThreadPoolExecutor(1) as pool:
-        # Loading compiled kernels takes half a second, which the fit and the making of the folder can hide.
-        pool.submit(_load_kernels, [store.matrix.read_rows(0, 1) for store in atlas.stores])
+    with kernels_loading(atlas):
         return _encode(
             atlas,
             target,
@@ -132,15 +132,25 @@ def encode(
             settings,
             fit_settings,
             sample_cells,
-            fingerprint,
+            fingerprints,
             timings,
             progress,
             seed=seed,
             resume=resume,
             partition=partition,
             moment_match=moment_match,
+            cluster=cluster,
+            layer=layer,
             argv=argv,
         )
+
+
+@contextmanager
+def kernels_loading(atlas: Atlas) -> Iterator[None]:
+    """Load compiled kernels meanwhile: half a second, which the fit and the making of the folder can hide."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_load_kernels, [store.matrix.read_rows(0, 1) for store in atlas.stores])
+        yield
 
 
 def _load_kernels(chunks: list[CsrChunk]) -> None:
@@ -168,7 +178,7 @@ def _encode(
     settings: EncodeSettings,
     fit_settings: PcaItqSettings | None,
     sample_cells: int,
-    fingerprint: str,
+    fingerprints: list[str],
     timings: Timings,
     progress: ProgressListener,
     *,
@@ -176,6 +186,8 @@ def _encode(
     resume: bool,
     partition: Partition | None,
     moment_match: bool,
+    cluster: ClusterSettings,
+    layer: str | None,
     argv: Sequence[str],
 ) -> Run | None:
     """`encode`, once the atlas is open."""
@@ -185,57 +197,128 @@ def _encode(
         hasher = Hasher.load(hasher)
     if moment_match:
         hasher = _matched(hasher, atlas, settings, sample_cells, seed, progress)
-    projection = project_encode(atlas, settings, hasher or fit_settings)
+    projection = projected(atlas, settings, hasher or fit_settings, cluster)
     chunk_bytes = chunk_bytes_of(projection, settings)
     with timings.measure("fit"):
         hasher, made_by = _hasher(hasher, atlas, work if joining else None, fit_settings, sample_cells, seed, progress)
+    job = EncodeJob(atlas, hasher, bind(hasher, atlas, settings, progress), settings, chunk_bytes)
+    record = record_of(job, fingerprints)
+    plan = plan_of(job, record, made_by)
+    with work.lock(shared=partition is not None), keeping(work, target, drop=partition is None and not joining):
+        work.prepare(plan, hasher, join=joining or partition is not None)
+        mine = job.numbers if partition is None else job.numbers[partition.index :: partition.number]
+        missing = [n for n in work.missing_parts(job.numbers) if n in mine]
+        with timings.measure("stream"):
+            workers = run_partitions(job, work, missing, cluster, progress, layer=layer, fingerprints=fingerprints)
+        if partition is not None:
+            return None
+        return finish(
+            work,
+            target,
+            plan,
+            projection.total(chunk_bytes),
+            settings,
+            timings,
+            seed=seed,
+            argv=argv,
+            workers=workers,
+        )
+
+
+def projected(
+    atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaItqSettings, cluster: ClusterSettings
+) -> Projection:
+    """The memory model of a process that encodes, with what a cluster's libraries take."""
+    projection = project_encode(atlas, settings, hasher)
+    if not cluster:
+        return projection
+    return replace(projection, fixed={**projection.fixed, "dask.distributed": DISTRIBUTED_BYTES})
+
+
+def bind(hasher: Hasher, atlas: Atlas, settings: EncodeSettings, progress: ProgressListener) -> list[BoundHasher]:
+    """The Hasher for each store, with a note on how well the genes match."""
     bound = [hasher.bind(s.var, where=str(s.path), min_overlap=settings.min_overlap) for s in atlas.stores]
     for store, one in zip(atlas.stores, bound, strict=True):
         progress.note(f"{store.path}: {one.match.describe()}")
-    job = _Job(atlas, hasher, bound, settings, chunk_bytes, progress)
-    plan = {
+    return bound
+
+
+def record_of(job: EncodeJob, fingerprints: list[str]) -> dict[str, Any]:
+    """What the record of a run says of its stores: a value each."""
+    stores = job.atlas.stores
+    return {
+        "paths": [str(Path(p).absolute()) for p in job.atlas.paths],
+        "fingerprints": fingerprints,
+        "cells": [store.n_cells for store in stores],
+        "matrix": [store.matrix_name for store in stores],
+        "n_genes": [store.n_genes for store in stores],
+        "gene_match": [one.match.describe() for one in job.bound],
+        "gene_overlap": [round(one.match.overlap, 6) for one in job.bound],
+    }
+
+
+def plan_of(job: EncodeJob, record: dict[str, Any], made_by: str | dict[str, Any]) -> dict[str, Any]:
+    """What a run is made from and how; `record` is what `finalize` needs to write the record."""
+    settings = job.settings
+    return {
         "format_version": schema.FORMAT_VERSION,
-        "input": fingerprint,
-        "input_files": [store.stamp() for store in atlas.stores],
-        "hasher": hasher.fingerprint(),
+        "input": atlas_fingerprint(record["fingerprints"]),
+        "input_files": [store.stamp() for store in job.atlas.stores],
+        "hasher": job.hasher.fingerprint(),
         "made_by": made_by,
-        "n_cells": atlas.n_cells,
-        "n_bits": hasher.n_bits,
+        "first_row": job.first_row,
+        "n_cells": job.n_rows,
+        "n_bits": job.hasher.n_bits,
         "max_buckets": settings.max_buckets,
         "bucket_bits": settings.bucket_bits,
         "partition_rows": settings.partition_rows,
-        # What `finalize` needs to write the record.
-        "record": {
-            "paths": [str(Path(p).absolute()) for p in atlas.paths],
-            "matrix": [store.matrix_name for store in atlas.stores],
-            "n_genes": [store.n_genes for store in atlas.stores],
-            "gene_match": [one.match.describe() for one in bound],
-            "gene_overlap": [round(one.match.overlap, 6) for one in bound],
-        },
+        "record": record,
     }
-    with work.lock(shared=partition is not None):
-        try:
-            work.prepare(plan, hasher, join=joining or partition is not None)
-            numbers = job.numbers
-            mine = numbers if partition is None else numbers[partition.index :: partition.number]
-            with timings.measure("stream"):
-                job.run(work, [n for n in work.missing_parts(numbers) if n in mine])
-            if partition is not None:
-                return None
-            projected = projection.total(chunk_bytes)
-            return _finish(work, target, plan, projected, settings, timings, seed=seed, argv=argv)
-        except HashStreamError:
-            # Jobs of an array share the folder: what the others did stays.
-            if partition is None and not joining:
-                remove(work.path)
-            raise
-        except Exception as error:
-            if is_disk_full(error):
-                raise PartialRunError(
-                    f"{target}: no space left on the disk. What is done is kept in {work.path}: free some space and "
-                    "continue with --resume, or remove that folder."
-                ) from error
-            raise
+
+
+def atlas_fingerprint(fingerprints: list[str]) -> str:
+    """`Atlas.fingerprint` from those of its stores."""
+    return hashlib.sha256("".join(fingerprints).encode()).hexdigest()
+
+
+@contextmanager
+def keeping(work: WorkDir, target: Path, *, drop: bool) -> Iterator[None]:
+    """Decide what stays of a run in the making when something goes wrong: what can be resumed, unless `drop`."""
+    try:
+        yield
+    except PartialRunError:
+        raise
+    except HashStreamError:
+        # Jobs of an array share the folder: what the others did stays.
+        if drop:
+            remove(work.path)
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise PartialRunError(
+                f"{target}: no space left on the disk. What is done is kept in {work.path}: free some space and "
+                "continue with --resume, or remove that folder."
+            ) from error
+        raise
+
+
+def run_partitions(
+    job: EncodeJob,
+    work: WorkDir,
+    numbers: list[int],
+    cluster: ClusterSettings,
+    progress: ProgressListener,
+    *,
+    layer: str | None,
+    fingerprints: list[str],
+) -> dict[str, Any] | None:
+    """Do some partitions, here or on a cluster; gives what the record says of its workers."""
+    if not cluster:
+        job.run(work, numbers, progress)
+        return None
+    return run_on_cluster(
+        job, work, numbers, cluster, progress, layer=layer, fingerprint=atlas_fingerprint(fingerprints)
+    )
 
 
 def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = ()) -> Run:
@@ -255,7 +338,7 @@ def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = (
         raise InputError(f"{work.path}: no such folder; run `hashstream encode ... --partition I/N` first.")
     plan = work.plan()
     with work.lock():
-        return _finish(work, target, plan, None, None, Timings(), seed=None, argv=argv)
+        return finish(work, target, plan, None, None, Timings(), seed=None, argv=argv)
 
 
 def _matched(
@@ -289,147 +372,3 @@ def _hasher(
     if work is not None and work.plan().get("made_by") == made_by:
         return Hasher.load(work.path / HASHER), made_by
     return fit_hasher(atlas, settings=settings, sample_cells=sample_cells, seed=seed, progress=progress), made_by
-
-
-class _Job:
-    """The streaming pass over some partitions."""
-
-    def __init__(
-        self,
-        atlas: Atlas,
-        hasher: Hasher,
-        bound: list[BoundHasher],
-        settings: EncodeSettings,
-        chunk_bytes: int,
-        progress: ProgressListener,
-    ) -> None:
-        self.atlas, self.hasher, self.bound = atlas, hasher, bound
-        self.settings, self.chunk_bytes, self.progress = settings, chunk_bytes, progress
-        self.numbers = range(-(-atlas.n_cells // settings.partition_rows))
-
-    def run(self, work: WorkDir, numbers: list[int]) -> None:
-        """Encode some partitions, one after the other."""
-        rows = self.settings.partition_rows
-        bounds = [(n, n * rows, min((n + 1) * rows, self.atlas.n_cells)) for n in numbers]
-        codes = work.codes()
-        self.progress.start("encode", sum(stop - start for _, start, stop in bounds), "cells")
-        try:
-            for number, start, stop in bounds:
-                table, n_empty, out = encode_rows_of(self, start, stop, self.progress.advance)
-                codes[start:stop] = out
-                work.save_part(number, table, n_empty)
-        finally:
-            self.progress.finish()
-
-
-def encode_rows_of(
-    job: _Job, start: int, stop: int, advance: Callable[[int], None]
-) -> tuple[BucketTable, int, NDArray[np.uint64]]:
-    """Encode rows `start` to `stop` of the atlas.
-
-    Returns
-    -------
-    table : BucketTable
-    n_empty : int
-        Cells without counts.
-    codes : (stop - start, n_words) uint64
-    """
-    atlas, settings = job.atlas, job.settings
-    table = BucketTable(
-        job.hasher.n_bits,
-        job.hasher.n_dims,
-        max_buckets=settings.max_buckets,
-        bucket_bits=settings.bucket_bits,
-        with_halves=True,
-    )
-    out = np.empty((stop - start, table.n_words), dtype=np.uint64)
-    n_empty = 0
-    for first, encoded in encoded_chunks(atlas, job.bound, settings, job.chunk_bytes, start=start, stop=stop):
-        n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
-        out[first - start : first - start + len(encoded.codes)] = encoded.codes
-        table.add(encoded.codes, encoded.embedding, first_row=first)
-        advance(len(encoded.codes))
-    table.fit()
-    return table, n_empty, out
-
-
-def _finish(
-    work: WorkDir,
-    target: Path,
-    plan: dict[str, Any],
-    projected: int | None,
-    settings: EncodeSettings | None,
-    timings: Timings,
-    *,
-    seed: int | None,
-    argv: Sequence[str],
-) -> Run:
-    """Merge the parts, write buckets, cells and record, and give the run its name."""
-    numbers = range(-(-plan["n_cells"] // plan["partition_rows"]))
-    missing = work.missing_parts(numbers)
-    if missing:
-        raise PartialRunError(
-            f"{target}: {len(missing)} of {len(numbers)} partitions are missing ({', '.join(map(str, missing[:20]))}"
-            f"{', ...' if len(missing) > 20 else ''}). Run their jobs again, or `hashstream encode --resume`."
-        )
-    hasher = Hasher.load(work.path / HASHER)
-    with timings.measure("finalize"):
-        table = BucketTable(
-            hasher.n_bits,
-            hasher.n_dims,
-            max_buckets=plan["max_buckets"],
-            bucket_bits=plan["bucket_bits"],
-            with_halves=True,
-        )
-        n_empty = work.merge_parts(numbers, table)
-        tokens, sums = table.tokens()
-        del table  # as large as what is written next
-        with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(write_tokens, work.path / BUCKETS, tokens, sums)
-            _write_cells(work.path / CELLS, work.codes(), tokens)
-            writing.result()
-    meta = {
-        "format_version": schema.FORMAT_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": list(argv),
-        "input": {"fingerprint": plan["input"], **plan["record"]},
-        "n_cells": plan["n_cells"],
-        "n_empty_cells": n_empty,
-        "n_bits": hasher.n_bits,
-        "n_dims": hasher.n_dims,
-        "n_buckets": tokens.n_tokens,
-        "bucket_bits": tokens.bucket_bits,
-        "hasher": {
-            "fingerprint": hasher.fingerprint(),
-            "method": hasher.provenance.get("method", "unknown"),
-            "moment_matched_to": hasher.provenance.get("moment_matched_to"),
-        },
-        "config": None if settings is None else asdict(settings),
-        "plan": {key: plan[key] for key in ("made_by", "max_buckets", "bucket_bits", "partition_rows")},
-        "seed": seed,
-        "device": "cpu",
-        "versions": versions(),
-        "zarr_pipeline": use_fastest_pipeline(),
-        "seconds": timings.rounded(),
-        "cpu_seconds": round(time.process_time(), 3),
-        "projected_peak_bytes": projected,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "stages": {},
-    }
-    write_json(work.path / META, meta)
-    work.clean()
-    publish(work.path, target)
-    return Run(target, meta)
-
-
-def _write_cells(path: Path, codes: Any, tokens: Tokens) -> None:
-    """``cells.parquet``: row and bucket of each cell, from a second look at the codes (not at the matrix)."""
-    index = BucketIndex(tokens)
-    arrow = schema.arrow_schema(schema.REQUIRED_CELL_COLUMNS)
-    n_cells = codes.shape[0]
-    with pq.ParquetWriter(path, arrow, **PARQUET_OPTIONS) as writer:
-        for start in range(0, n_cells, BATCH_ROWS):
-            stop = min(start + BATCH_ROWS, n_cells)
-            buckets: NDArray[np.int32] = index.rows(np.asarray(codes[start:stop]))
-            rows = np.arange(start, stop, dtype=np.int64)
-            writer.write_batch(pa.record_batch([pa.array(rows), pa.array(buckets)], schema=arrow))

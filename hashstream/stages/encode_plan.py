@@ -16,9 +16,12 @@ from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher, PcaItqSettings
 from hashstream.runtime.budget import MIB, PROCESS_BYTES, Projection, format_bytes, parse_bytes
 from hashstream.runtime.provenance import available_threads
 from hashstream.runtime.run import CODE_CHUNK_ROWS
+from hashstream.stages.encode_device import N_SLOTS, choose_encode_device
 
 DEFAULT_PARTITION_ROWS = 1 << 19
 DEFAULT_MAX_MEMORY = "1GiB"
+#: What CuPy and a CUDA context add to a process: an estimate, as it has not been run on a GPU.
+_CUDA_BYTES = 400 * MIB
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class EncodeSettings:
         Smallest share of the Hasher's genes that each store must have.
     partition_rows : int
         Cells a partition, a multiple of 65,536.
+    device : str
+        cpu, cuda, or auto, which becomes cuda where CuPy and a GPU are there and cpu elsewhere.
     """
 
     threads: int = 0
@@ -50,6 +55,7 @@ class EncodeSettings:
     bucket_bits: int | None = None
     min_overlap: float = DEFAULT_MIN_OVERLAP
     partition_rows: int = DEFAULT_PARTITION_ROWS
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.threads == 0:
@@ -63,6 +69,7 @@ class EncodeSettings:
         if self.partition_rows < 1 or self.partition_rows % CODE_CHUNK_ROWS:
             raise SettingsError(f"partition_rows is {self.partition_rows}; expected a multiple of {CODE_CHUNK_ROWS}.")
         parse_bytes(self.max_memory)
+        object.__setattr__(self, "device", choose_encode_device(self.device))
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,9 @@ def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaI
         "buckets": min(settings.max_buckets, atlas.n_cells) * row * 4,
         "codes": partition_rows * n_words * 8 * 2,
     }
+    on_gpu = settings.device == "cuda"
+    if on_gpu:
+        fixed["cuda"] = _CUDA_BYTES
     if not isinstance(hasher, Hasher):
         nnz = [s.matrix.nnz if s.matrix.nnz is not None else s.n_cells * s.n_genes // 4 for s in atlas.stores]
         sample_nnz = min(sum(nnz), DEFAULT_SAMPLE_NNZ)
@@ -158,7 +168,7 @@ def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaI
         fixed["fit"] = max(0, int(fit) - fixed["buckets"] - fixed["codes"])
     return Projection(
         fixed=fixed,
-        chunk_copies=DEFAULT_DEPTH + 4.0,
+        chunk_copies=DEFAULT_DEPTH + 4.0 + (N_SLOTS if on_gpu else 0),
         smallest_chunk=max(max(s.matrix.max_row_bytes for s in atlas.stores), MIB),
     )
 

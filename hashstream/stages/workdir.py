@@ -1,22 +1,27 @@
 """The folder in which a run is made: its plan, its lock, its codes and the parts that are done.
 
 A run is built as ``RUN.partial`` and renamed to ``RUN`` when whole. The plan says what is being made; whoever comes to
-continue it (a resumed process, another job of an array) must have the same plan.
+continue it (a resumed process, another job of an array, a worker of a cluster) must have the same plan.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
+import shutil
+import socket
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashstream.buckets import BucketTable
 from hashstream.errors import InputError, SettingsError
@@ -28,6 +33,8 @@ from hashstream.runtime.run import CODE_CHUNK_ROWS, CODES, HASHER
 PLAN = "plan.json"
 PARTS = "parts"
 LOCK = "lock"
+#: The bucket table of the cells that a run has already, where it is appended to.
+BEFORE = "before.npz"
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,13 @@ class WorkDir:
     ----------
     path : Path
         ``RUN.partial``.
+    expected : str, optional
+        Digest of the plan for which a worker makes its partitions: where the folder has another one by the time they
+        are ready (the run was given up and begun anew), they are not kept.
     """
 
     path: Path
+    expected: str | None = None
 
     @classmethod
     def of(cls, run: Path) -> WorkDir:
@@ -56,8 +67,28 @@ class WorkDir:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: no readable {PLAN} ({error}); start over without --resume.") from error
 
-    def prepare(self, plan: dict[str, Any], hasher: Hasher, *, join: bool) -> None:
+    def digest(self) -> str:
+        """SHA-256 of the plan as it is on disk."""
+        try:
+            return hashlib.sha256((self.path / PLAN).read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(f"{self.path}: no readable {PLAN} ({error}).") from error
+
+    def prepare(
+        self,
+        plan: dict[str, Any],
+        hasher: Hasher,
+        *,
+        join: bool,
+        fill: Callable[[WorkDir], None] | None = None,
+    ) -> None:
         """Make the folder for a plan, or join the one that is there.
+
+        Parameters
+        ----------
+        fill
+            Puts into a folder, of which only codes and hasher are there, what a run has before its first partition is
+            done.
 
         Raises
         ------
@@ -71,17 +102,24 @@ class WorkDir:
             self._clear()
         # Everything is put in its place by a rename, so that several jobs may do this at once.
         (self.path / PARTS).mkdir(parents=True, exist_ok=True)
-        mine = self.path / f"making-{os.getpid()}"
+        mine = self.path / f"making-{_own_name()}"
         hasher.save(mine / HASHER)
         _create_codes(mine / CODES, plan)
-        for name in (HASHER, CODES):
+        if fill is not None:
+            fill(WorkDir(mine))
+        for name in (HASHER, CODES, BEFORE):
             with suppress(OSError):
                 (mine / name).rename(self.path / name)
         remove(mine)
-        if Hasher.load(self.path / HASHER).fingerprint() != plan["hasher"]:
+        codes = self.codes()
+        if (
+            Hasher.load(self.path / HASHER).fingerprint() != plan["hasher"]
+            or codes.shape != (plan["n_cells"], hasher.n_words)
+            or codes.shards[0] != plan["partition_rows"]
+        ):
             raise SettingsError(
-                f"{self.path} holds the beginning of another run, made with another hasher; remove that folder, or "
-                "choose another -o."
+                f"{self.path} holds the beginning of another run, made with another hasher or atlas; remove that "
+                "folder, or choose another -o."
             )
         write_json(self.path / PLAN, plan)
 
@@ -110,12 +148,19 @@ class WorkDir:
         ------
         SettingsError
             If another process holds it.
+        InputError
+            If the file system knows no locks.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("a") as handle:
             try:
                 fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise InputError(
+                        f"{self.path}: cannot be locked ({error.strerror}); the file system needs locks (Lustre: "
+                        "mounted with flock), so that two processes do not make one run. Choose -o on another one."
+                    ) from error
                 raise SettingsError(
                     f"{self.path}: another process is making this run; wait for it, or choose another -o."
                 ) from error
@@ -128,51 +173,113 @@ class WorkDir:
         use_fastest_pipeline()
         return zarr.open_array(self.path / CODES, mode="r+")
 
+    def shard(self, number: int) -> Path:
+        """The file of the codes of a partition."""
+        return self.path / CODES / "c" / str(number) / "0"
+
+    def save_codes(self, number: int, start: int, codes: NDArray[np.uint64]) -> None:
+        """Keep the codes of a partition, of which those before row `start` of the run are there: aside, then renamed.
+
+        Two processes may do this for one partition, where the first was taken for dead: both leave the same bytes.
+        """
+        import zarr
+
+        if self.expected is not None and self.digest() != self.expected:
+            raise InputError(
+                f"{self.path}: another run is made here by now; what belongs to the earlier one is dropped."
+            )
+        aside = self.path / f"codes-{_own_name()}"
+        aside.mkdir(exist_ok=True)
+        try:
+            shutil.copyfile(self.path / CODES / "zarr.json", aside / "zarr.json")
+            array: Any = zarr.open_array(aside, mode="r+")
+            first = number * array.shards[0]
+            if first < start:
+                codes = np.concatenate([np.asarray(self.codes()[first:start]), codes])
+            array[first : first + len(codes)] = codes
+            written = aside / "c" / str(number) / "0"
+            if written.exists():  # zarr writes no shard that holds only its fill value
+                _flush(written)
+                self.shard(number).parent.mkdir(parents=True, exist_ok=True)
+                written.replace(self.shard(number))
+        finally:
+            remove(aside)
+
     def part(self, number: int) -> Path:
         return self.path / PARTS / f"{number:06d}.npz"
 
     def save_part(self, number: int, table: BucketTable, n_empty: int) -> None:
         """Keep a finished partition: aside, flushed, renamed."""
-        path = self.part(number)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with aside.open("wb") as handle:
-            np.savez(
-                handle,
-                keys=table.keys,
-                counts=table.counts,
-                half_counts=table.half_counts,
-                sums=table.sums,
-                bucket_bits=np.int64(table.bucket_bits),
-                n_empty=np.int64(n_empty),
-            )
-            handle.flush()
-            os.fsync(handle.fileno())
-        aside.replace(path)
+        arrays = {
+            "keys": table.keys,
+            "counts": table.counts,
+            "half_counts": table.half_counts,
+            "sums": table.sums,
+        }
+        _save_table(self.part(number), arrays, bucket_bits=table.bucket_bits, n_empty=n_empty)
+
+    def save_before(self, arrays: dict[str, NDArray[Any]], *, bucket_bits: int, n_empty: int) -> None:
+        """Keep the table of the cells that the run has already: keys, counts, half_counts and sums."""
+        _save_table(self.path / BEFORE, arrays, bucket_bits=bucket_bits, n_empty=n_empty)
 
     def merge_parts(self, numbers: range, table: BucketTable) -> int:
         """Add all parts to `table`; gives the number of empty cells."""
         n_empty = 0
-        for number in numbers:
+        before = [self.path / BEFORE] if (self.path / BEFORE).exists() else []
+        for path in [*before, *map(self.part, numbers)]:
             try:
-                with self.part(number).open("rb") as handle, np.load(handle, allow_pickle=False) as part:
+                with path.open("rb") as handle, np.load(handle, allow_pickle=False) as part:
                     table.shorten(int(part["bucket_bits"]))
                     table.merge_rows(part["keys"], part["counts"], part["half_counts"], part["sums"])
                     n_empty += int(part["n_empty"])
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise InputError(
-                    f"{self.part(number)}: the part is damaged ({error}). Remove it and continue with --resume."
-                ) from error
+                remedy = (
+                    "Start over without --resume." if path.name == BEFORE else "Remove it and continue with --resume."
+                )
+                raise InputError(f"{path}: the part is damaged ({error}). {remedy}") from error
         return n_empty
 
     def missing_parts(self, numbers: range) -> list[int]:
         return [number for number in numbers if not self.part(number).is_file()]
 
     def clean(self) -> None:
-        """Remove what a finished run does not keep."""
-        for name in (PARTS, PLAN, LOCK):
+        """Remove what a finished run does not keep, but for the lock: it is held until the run has its name."""
+        for name in (PARTS, BEFORE, PLAN):
             remove(self.path / name)
-        for left in self.path.glob("making-*"):
-            remove(left)
+        for pattern in ("making-*", "codes-*"):
+            for left in self.path.glob(pattern):
+                remove(left)
+
+
+def partitions(plan: dict[str, Any]) -> range:
+    """The partitions that a plan has made."""
+    rows = plan["partition_rows"]
+    return range(plan.get("first_row", 0) // rows, -(-plan["n_cells"] // rows))
+
+
+def _own_name() -> str:
+    """A name that no other process has, on whatever host."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _save_table(path: Path, arrays: dict[str, NDArray[Any]], *, bucket_bits: int, n_empty: int) -> None:
+    aside = path.with_name(f"{path.name}.{_own_name()}.partial")
+    with aside.open("wb") as handle:
+        np.savez(
+            handle,
+            allow_pickle=False,
+            **arrays,
+            bucket_bits=np.int64(bucket_bits),
+            n_empty=np.int64(n_empty),
+        )
+        handle.flush()
+        os.fsync(handle.fileno())
+    aside.replace(path)
 
 
 def _create_codes(path: Path, plan: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from hashstream import kernels
 from hashstream.kernels import reference
-from hashstream.kernels._intrinsics import counter_bits, has_ternary_logic, make_any_below
-from hashstream.kernels.hamming import _slice_block
+from hashstream.kernels._cpu import has_feature
+from hashstream.kernels._planes import counter_bits, make_any_below, n_choices, table_planes
+from hashstream.kernels.hamming import _choices_of, _limits_to, _slice_block
 
 SIZES = [0, 1, 63, 64, 65, 200]
 
@@ -307,7 +308,7 @@ def test_hamming_takes_views_and_refuses_what_does_not_fit() -> None:
         kernels.hamming_topk(codes[0], codes, 1)
 
 
-_SLICED = {ternary: make_any_below(ternary=ternary) for ternary in {False, has_ternary_logic()}}
+_SLICED = {ternary: make_any_below(ternary=ternary) for ternary in {False, has_feature("avx512f")}}
 
 
 @pytest.mark.parametrize("ternary", _SLICED)
@@ -316,17 +317,23 @@ def test_sums_in_bit_planes_with_and_without_ternary_logic(ternary: bool, n_word
     any_below = _SLICED[ternary]
 
     @numba.njit
-    def ask(words, planes, choice, threshold):  # type: ignore[no-untyped-def]
-        return any_below(words, planes, choice, threshold)
+    def ask(words, tables, choices, limits, at, below):  # type: ignore[no-untyped-def]
+        return any_below(words, tables, choices, 0, limits, at, below)
 
     rng = np.random.default_rng(n_words)
     n_bits = 64 * n_words
     bits = rng.integers(0, 2, (512, n_bits)) < rng.random((512, 1)) * 3
     query = rng.integers(0, 2, n_bits)
-    codes, planes = kernels.pack_bits(bits), np.empty((2 * n_bits, 8), np.uint64)
-    _slice_block(codes, 0, planes)
-    choice = (2 * np.arange(n_bits) + query).astype(np.int32)
-    smallest = int((bits != query).sum(axis=1).min())
-    for limit in (0, 1, smallest, smallest + 1, smallest + 2, n_bits, n_bits + 1):
-        levels = [-(limit >> level & 1) % 2**64 for level in range(counter_bits(n_bits))]
-        assert ask((0,) * n_words, planes, choice, np.array(levels, np.uint64)) == (smallest < limit)
+    codes = kernels.pack_bits(bits)
+    planes, tables = np.empty(8 * n_bits, np.uint64), np.empty(8 * table_planes(n_bits), np.uint64)
+    _slice_block(codes, 0, planes, tables)
+    choices = _choices_of(kernels.pack_bits(query[None] > 0), n_choices(n_bits))
+    n_levels = counter_bits(n_bits)
+    limits = _limits_to(n_bits, n_levels)
+    distances = (bits != query).sum(axis=1)
+    smallest = int(distances.min())
+    for limit in (1, smallest, smallest + 1, smallest + 2, n_bits // 2, n_bits, n_bits + 1):
+        if limit:
+            below = np.empty(8, np.uint64)
+            assert ask((0,) * n_words, tables, choices, limits, limit * n_levels, below) == (smallest < limit)
+            np.testing.assert_array_equal(kernels.unpack_bits(below[:, None], 64).T.ravel(), distances < limit)

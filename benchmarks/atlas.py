@@ -1,0 +1,182 @@
+"""The whole job at the Fetal-Atlas's shape, and its peers as far as they get.
+
+``python -m benchmarks.atlas [--cells 4062980] [--smaller 500000] [--peers 25000,50000,...] [--json P] [--markdown P]``.
+
+An atlas of 63,561 genes, 54 types and 8 batches is simulated once. Fit, encode, cluster, annotate and export are fresh
+processes; their seconds are those of the clock from start to end. Labels come from the run of a smaller simulated atlas
+of the same types. Peers get atlases that double until one takes longer or more memory than it may.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks._atlas_page import draw, write_markdown
+from benchmarks._commands import Measured, hashstream, measure
+from benchmarks._peers import PEERS, TRUTH, TYPES
+from benchmarks._quality_page import machine
+from benchmarks._simulated import SHAPE, cache_folder, simulated
+from benchmarks.encode import READ
+from hashstream.runtime.files import remove
+
+CELLS, SMALLER = 4_062_980, 500_000
+STAGES = ("fit", "encode", "cluster", "annotate", "export")
+#: What the job may take: seconds of fit, encode, cluster and annotate together, MiB, encode over reading, growth of the
+#: peak, and the exponent of seconds against cells.
+MOST_S, MOST_MIB, MOST_OVER_READ, MOST_GROWTH, EXPONENTS = 180.0, 1024.0, 1.6, 1.1, (0.9, 1.1)
+FASTER, SMALLER_PEAK = 20.0, 10.0
+
+
+def whole_job(cells: int, reference: Path | None, *, replicates: int) -> dict[str, Any]:
+    """Every stage on one atlas; the fastest of some replicates of reading and encoding, in turns."""
+    atlas, folder = simulated(cells), cache_folder()
+    hasher, run, exported = folder / f"atlas-{cells}.hasher", folder / f"atlas-{cells}.run", folder / "exported.h5ad"
+    for path in (hasher, run, exported):
+        remove(path)
+    found: dict[str, Measured] = {"fit": hashstream("fit", atlas, "-o", hasher)}
+    reads, encodes = [], []
+    for _ in range(replicates):
+        reads.append(measure([sys.executable, "-c", READ, str(atlas)]))
+        encodes.append(hashstream("encode", atlas, "-o", run, "--hasher", hasher, "--force"))
+    found["encode"] = min(encodes, key=lambda one: one.wall_s)
+    found["cluster"] = hashstream("cluster", run, "--n-clusters", TYPES)
+    own = reference is None
+    if reference is not None:
+        # The reference is encoded with the hasher of the query: what a user would do once, not counted.
+        reference_run = folder / f"atlas-{cells}.reference"
+        hashstream("encode", reference, "-o", reference_run, "--hasher", hasher, "--force")
+        found["annotate"] = hashstream("annotate", run, "--reference", reference_run, "--labels", TRUTH)
+        remove(reference_run)
+    scores = hashstream("evaluate", run, "--truth", TRUTH).output
+    found["export"] = hashstream("export", run, "--to", exported, "--no-counts")
+    remove(exported)
+    job = [name for name in ("fit", "encode", "cluster", "annotate") if name in found]
+    read = min(one.wall_s for one in reads)
+    inside = json.loads((run / "run.json").read_text())["seconds"]
+    return {
+        "cells": cells,
+        "stages": {name: _row(one) for name, one in found.items()},
+        "read_s": min(one.output["time_elapsed"] for one in reads),
+        "read_process_s": read,
+        "encode_inside_s": inside,
+        "encode_over_read": round(found["encode"].wall_s / read, 3),
+        "total_s": round(sum(found[name].wall_s for name in job), 2),
+        "peak_rss_mib": max(one.peak_rss_mib for one in found.values()),
+        "cluster": scores["cluster"],
+        "label": None if own else scores["label"],
+    }
+
+
+def peers(sizes: list[int], names: list[str], *, most_s: float, most_mib: float) -> list[dict[str, Any]]:
+    """Each peer on growing atlases until it does not end well."""
+    rows = []
+    for name in names:
+        for cells in sizes:
+            command = [sys.executable, "-m", "benchmarks._peers", name, str(simulated(cells))]
+            one = measure(command, most_s=most_s, most_mib=most_mib)
+            rows.append({"peer": name, "cells": cells, **_row(one), **one.output})
+            print(json.dumps(rows[-1]), flush=True)
+            if one.ended != "done":
+                break
+    return rows
+
+
+def _row(one: Measured) -> dict[str, Any]:
+    return {name: value for name, value in asdict(one).items() if name != "output" and value != ""}
+
+
+def bars(result: dict[str, Any]) -> dict[str, Any]:
+    """What the job must keep to, and whether it does."""
+    jobs = sorted(result["jobs"], key=lambda job: job["cells"])
+    large = jobs[-1]
+    found: dict[str, Any] = {
+        f"fit, encode, cluster, annotate within {MOST_S:.0f} s": {
+            "seconds": large["total_s"], "passed": large["total_s"] <= MOST_S},
+        f"peak within {MOST_MIB:.0f} MiB": {"MiB": large["peak_rss_mib"], "passed": large["peak_rss_mib"] <= MOST_MIB},
+        f"encode within {MOST_OVER_READ} x reading": {
+            "ratio": large["encode_over_read"], "passed": large["encode_over_read"] <= MOST_OVER_READ},
+    }  # fmt: skip
+    if len(jobs) > 1:
+        small = jobs[0]
+        growth = large["stages"]["encode"]["peak_rss_mib"] / small["stages"]["encode"]["peak_rss_mib"]
+        seconds = [job["stages"]["encode"]["wall_s"] for job in (small, large)]
+        exponent = math.log(seconds[1] / seconds[0]) / math.log(large["cells"] / small["cells"])
+        found["peak of encode does not grow"] = {"ratio": growth, "passed": growth <= MOST_GROWTH}
+        found["seconds of encode are linear in cells"] = {
+            "exponent": exponent, "passed": EXPONENTS[0] <= exponent <= EXPONENTS[1]}  # fmt: skip
+    done = [row for row in result["peers"] if row["peer"] == "scanpy" and row["ended"] == "done"]
+    same = [job for job in jobs if done and job["cells"] == done[-1]["cells"]]
+    if same:
+        peer, job = done[-1], same[0]
+        # Scanpy does not annotate: fit, encode and cluster do what it does.
+        stages = [job["stages"][name] for name in ("fit", "encode", "cluster")]
+        faster = peer["wall_s"] / sum(stage["wall_s"] for stage in stages)
+        less = peer["peak_rss_mib"] / max(stage["peak_rss_mib"] for stage in stages)
+        found[f"{FASTER:.0f} x faster than scanpy at {peer['cells']:,} cells"] = {
+            "ratio": faster, "passed": faster >= FASTER}  # fmt: skip
+        found[f"a {SMALLER_PEAK:.0f}th of scanpy's memory there"] = {"ratio": less, "passed": less >= SMALLER_PEAK}
+        found["ARI no lower than scanpy's there"] = {
+            "HashStream": job["cluster"]["ari"], "scanpy": peer["ari"], "passed": job["cluster"]["ari"] >= peer["ari"]
+        }  # fmt: skip
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=CELLS)
+    parser.add_argument("--smaller", default=str(SMALLER), help="sizes beside it, for growth and for scanpy's")
+    parser.add_argument("--reference-cells", type=int, default=100_000)
+    parser.add_argument("--peers", default="25000,50000,100000,200000,400000", help="sizes for the peers; empty: none")
+    parser.add_argument("--peer-names", default=";".join(PEERS))
+    parser.add_argument("--most-s", type=float, default=600.0, help="seconds that a peer may take")
+    parser.add_argument("--most-gib", type=float, default=18.0, help="memory that a peer may take")
+    parser.add_argument("--replicates", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tsv", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args(arguments)
+    sizes = [int(n) for n in options.peers.split(",") if n]
+    found = peers(sizes, options.peer_names.split(";"), most_s=options.most_s, most_mib=options.most_gib * 1024)
+    own = {int(n) for n in options.smaller.split(",") if n} | {options.cells}
+    own |= {row["cells"] for row in found if row["peer"] == "scanpy" and row["ended"] == "done"}
+    reference = simulated(options.reference_cells)
+    jobs = []
+    for cells in sorted(own):
+        jobs.append(whole_job(cells, reference, replicates=options.replicates))
+        print(json.dumps(jobs[-1]), flush=True)
+    result: dict[str, Any] = {"machine": machine(), "shape": SHAPE, "jobs": jobs, "peers": found}
+    result["bars"] = bars(result)
+    print(json.dumps(result["bars"], indent=1))
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.tsv is not None:
+        _write_tsv(options.tsv, result)
+    if options.plot is not None:
+        draw(options.plot, result)
+    if options.markdown is not None:
+        write_markdown(options.markdown, result)
+
+
+def _write_tsv(path: Path, result: dict[str, Any]) -> None:
+    columns = ["task", "cells", "ended", "wall_s", "cpu_s", "peak_rss_mib", "read_mib", "written_mib", "ari"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, delimiter="\t", extrasaction="ignore")
+        writer.writeheader()
+        for job in result["jobs"]:
+            for name, stage in job["stages"].items():
+                ari = job["cluster"]["ari"] if name == "cluster" else ""
+                writer.writerow({"task": f"HashStream {name}", "cells": job["cells"], "ari": ari, **stage})
+        for row in result["peers"]:
+            writer.writerow({"task": row["peer"], **row})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""One process at a time writes into a run, and none into a run other than the one that it has read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hashstream.errors import InputError, SettingsError
+
+
+@contextmanager
+def hold_run(path: Path, made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Hold a run for writing.
+
+    The lock is on the record of its hasher: a file that is in every run, that no stage writes again, and that goes
+    with the folder where the run is replaced by another.
+
+    Parameters
+    ----------
+    path
+        The run.
+    made
+        Content of its ``run.json`` as it was read.
+
+    Yields
+    ------
+    dict
+        Content of ``run.json`` now, which other stages may have added to.
+
+    Raises
+    ------
+    SettingsError
+        If another process holds the run.
+    InputError
+        If another run stands there by now.
+    """
+    record = path / "hasher" / "hasher.json"
+    with record.open("r+b") as handle:  # network file systems lock only what is open for writing
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise SettingsError(
+                f"{path}: another process is writing into this run; wait until it is done, and try again."
+            ) from error
+        now = json.loads((path / "run.json").read_text())
+        same_file = os.fstat(handle.fileno()).st_ino == record.stat().st_ino
+        if not same_file or any(now.get(key) != made.get(key) for key in ("created", "n_cells", "hasher")):
+            raise InputError(
+                f"{path}: the run was replaced by another one, or appended to, after it had been read; nothing was "
+                "written. Try again."
+            )
+        yield now

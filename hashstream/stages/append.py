@@ -1,0 +1,264 @@
+"""Stage `encode --append`: more stores for a run, with its own Hasher, as if all had been encoded at once.
+
+Of the cells that the run has, codes and bucket table say all: the table's sums are exact and merge with those of the
+new cells, also where the prefix gets shorter, and the old matrix is not read again. Shards of codes are linked, not
+copied.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hashstream.atlas import Atlas, open_atlas
+from hashstream.errors import InputError, SettingsError
+from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher
+from hashstream.runtime.events import ProgressListener, Silent
+from hashstream.runtime.provenance import Timings
+from hashstream.runtime.run import BUCKETS, CELLS, CODES, HASHER, META, Run
+from hashstream.runtime.run_lock import hold_run
+from hashstream.runtime.schema import REQUIRED_CELL_COLUMNS
+from hashstream.stages.distribute import ClusterSettings, require_distributed
+from hashstream.stages.encode import (
+    atlas_fingerprint,
+    bind,
+    keeping,
+    kernels_loading,
+    plan_of,
+    projected,
+    record_of,
+    run_partitions,
+)
+from hashstream.stages.encode_finish import finish
+from hashstream.stages.encode_job import EncodeJob
+from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of
+from hashstream.stages.workdir import WorkDir
+
+
+def append(
+    sources: str | Path | Sequence[str | Path],
+    run: str | Path,
+    *,
+    hasher: Hasher | str | Path | None = None,
+    layer: str | None = None,
+    threads: int = 0,
+    max_memory: str | int = DEFAULT_MAX_MEMORY,
+    chunk_rows: int | None = None,
+    min_overlap: float = DEFAULT_MIN_OVERLAP,
+    device: str = "cpu",
+    max_buckets: int | None = None,
+    bucket_bits: int | None = None,
+    partition_rows: int | None = None,
+    resume: bool = False,
+    cluster: ClusterSettings | None = None,
+    argv: Sequence[str] = (),
+    progress: ProgressListener | None = None,
+) -> Run:
+    """Add the cells of more stores to a run, after those that it has.
+
+    Codes, buckets and cells become, byte for byte, those of encoding all stores at once with the run's Hasher. Where
+    the buckets become more than the run may have, the prefix is shortened for all cells, and buckets get other numbers.
+    So what stages have made of the run (clusters, labels, batches) does not hold any more, and is dropped.
+
+    The new run is built as ``RUN.partial`` and takes the old one's place at the end; until then the old one stands.
+
+    Parameters
+    ----------
+    sources
+        AnnData stores (zarr or h5ad) that the run does not have yet.
+    run
+        The run to add to.
+    hasher
+        If given, it must be the run's.
+    layer, threads, max_memory, chunk_rows, min_overlap, device
+        Of the new stores; see `hashstream.stages.encode.encode` and `EncodeSettings`.
+    max_buckets, bucket_bits, partition_rows
+        If given, they must be the run's.
+    resume
+        Continue an interrupted call.
+    cluster, argv
+        See `hashstream.stages.encode.encode`.
+
+    Raises
+    ------
+    InputError
+        If the genes do not match the Hasher's, a store is in the run already, or something is damaged.
+    SettingsError
+        If a setting is not the run's, or another process holds the run.
+    PartialRunError
+        The disk is full, or workers died too often; the old run stands, what is done is kept.
+    """
+    target, progress, cluster = Path(run), progress or Silent(), cluster or ClusterSettings()
+    if cluster:
+        require_distributed()
+    _restore(target, progress)
+    old, timings = Run.open(target), Timings()
+    asked = {"max_buckets": max_buckets, "bucket_bits": bucket_bits, "partition_rows": partition_rows}
+    settings = EncodeSettings(
+        threads=threads,
+        max_memory=max_memory,
+        chunk_rows=chunk_rows,
+        min_overlap=min_overlap,
+        device=device,
+        **_settings_of(old, asked, hasher),
+    )
+    with timings.measure("open"):
+        atlas = open_atlas(sources, layer=layer)
+        fingerprints = [store.fingerprint() for store in atlas.stores]
+    _check_new(old, atlas, fingerprints)
+    own = old.hasher()
+    projection = projected(atlas, settings, own, cluster)
+    chunk_bytes = chunk_bytes_of(projection, settings)
+    work = WorkDir.of(target)
+    joining = resume and work.exists()
+    if resume and not joining:
+        progress.note(f"{target}: nothing to resume; starting from the beginning")
+    with kernels_loading(atlas), hold_run(old.path, old.meta):
+        job = EncodeJob(atlas, own, bind(own, atlas, settings, progress), settings, chunk_bytes, old.n_cells)
+        plan = _plan(old, job, fingerprints)
+        with work.lock(), keeping(work, target, drop=not joining):
+            work.prepare(plan, own, join=joining, fill=lambda folder: _fill(folder, old))
+            with timings.measure("stream"):
+                workers = run_partitions(
+                    job,
+                    work,
+                    work.missing_parts(job.numbers),
+                    cluster,
+                    progress,
+                    layer=layer,
+                    fingerprints=fingerprints,
+                )
+            stale = _stale(old)
+            made = finish(
+                work,
+                target,
+                plan,
+                projection.total(chunk_bytes),
+                settings,
+                timings,
+                seed=old.meta["seed"],
+                argv=argv,
+                workers=workers,
+            )
+    if stale:
+        progress.note(
+            f"{target}: dropped, as they are of the smaller run: {', '.join(stale)}. Run cluster, annotate and "
+            "so on again."
+        )
+    return made
+
+
+def _restore(target: Path, progress: ProgressListener) -> None:
+    """Give a run its name again, where an earlier call was killed just as it took it away (see `publish`)."""
+    replaced = target.with_name(f"{target.name}.replaced")
+    if not target.exists() and replaced.is_dir():
+        replaced.rename(target)
+        progress.note(f"{target}: restored from {replaced}")
+
+
+def _settings_of(old: Run, asked: dict[str, int | None], hasher: Hasher | str | Path | None) -> dict[str, Any]:
+    """The settings that the whole run shares."""
+    own = {name: old.meta["plan"][name] for name in asked}
+    for name, value in asked.items():
+        if value is not None and value != own[name]:
+            raise SettingsError(
+                f"--{name.replace('_', '-')} is {value}, but {old.path} was made with {own[name]}, which holds for "
+                "the whole run. Leave it out, or encode all stores anew."
+            )
+    if hasher is not None:
+        given = (hasher if isinstance(hasher, Hasher) else Hasher.load(hasher)).fingerprint()
+        if given != old.meta["hasher"]["fingerprint"]:
+            raise SettingsError(
+                f"--hasher is another one ({given[:12]}) than that of {old.path} "
+                f"({old.meta['hasher']['fingerprint'][:12]}); leave it out, or encode all stores anew."
+            )
+    return own
+
+
+def _check_new(old: Run, atlas: Atlas, fingerprints: list[str]) -> None:
+    """Raise InputError where a store is there twice."""
+    known = old.meta["input"].get("fingerprints")
+    if known is None:
+        raise InputError(
+            f"{old.path}: made by an earlier version of HashStream, which did not record each store. Encode it once "
+            "more, then append to it."
+        )
+    seen = dict(zip(known, old.input_paths, strict=True))
+    for path, fingerprint in zip(atlas.paths, fingerprints, strict=True):
+        if fingerprint in seen:
+            raise InputError(
+                f"{path}: its cells are in {old.path} already, or given twice (the same content as "
+                f"{seen[fingerprint]}). Leave it out."
+            )
+        seen[fingerprint] = path
+
+
+def _plan(old: Run, job: EncodeJob, fingerprints: list[str]) -> dict[str, Any]:
+    """The plan of the whole run, of which the partitions with new rows are to be done."""
+    before, new = old.meta["input"], record_of(job, fingerprints)
+    record = {key: [*before[key], *values] for key, values in new.items()}
+    plan = plan_of(job, record, old.meta["plan"]["made_by"])
+    appended = {"cells": job.atlas.n_cells, "paths": new["paths"]}
+    return {
+        **plan,
+        "input": atlas_fingerprint(record["fingerprints"]),
+        "before": {"created": old.meta["created"], "cells": old.n_cells},
+        "appended": [*old.meta.get("appended", []), appended],
+    }
+
+
+def _fill(folder: WorkDir, old: Run) -> None:
+    """Put what the run has into the folder of the new one: shards of codes, and the bucket table as one more part.
+
+    Shards are replaced whole, never written into, so that they can be shared with the old run. The last one may hold
+    fewer rows than a partition; it is replaced when the partition is done.
+    """
+    rows = old.meta["plan"]["partition_rows"]
+    for number in range(-(-old.n_cells // rows)):
+        shard = folder.shard(number)
+        source = old.path / shard.relative_to(folder.path)
+        if source.is_file():  # zarr writes no shard that holds only its fill value
+            shard.parent.mkdir(parents=True)
+            try:
+                os.link(source, shard)
+            except OSError:  # not all file systems have hard links
+                shutil.copyfile(source, shard)
+    folder.save_before(_bucket_arrays(old), bucket_bits=old.bucket_bits, n_empty=int(old.meta["n_empty_cells"]))
+
+
+def _bucket_arrays(run: Run) -> dict[str, NDArray[Any]]:
+    """The table that ``buckets.parquet`` was written from."""
+    path = run.path / BUCKETS
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        table = file.read(["code", "count", "embedding_sum", "half_count", "half_sum"])
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}). The run is damaged; encode again.") from error
+
+    def matrix(name: str, width: int) -> NDArray[Any]:
+        return np.asarray(table[name].combine_chunks().flatten()).reshape(-1, width)
+
+    n_dims = int(run.meta["n_dims"])
+    sums = np.empty((table.num_rows, 2, n_dims), dtype=np.int64)
+    sums[:, 0] = matrix("half_sum", n_dims)
+    np.subtract(matrix("embedding_sum", n_dims), sums[:, 0], out=sums[:, 1])
+    return {
+        "keys": matrix("code", run.n_words).astype(np.uint64, copy=False),
+        "counts": np.asarray(table["count"]),
+        "half_counts": np.asarray(table["half_count"]),
+        "sums": sums,
+    }
+
+
+def _stale(old: Run) -> list[str]:
+    """Columns of cells and files that stages have added."""
+    columns = [name for name in old.cell_columns() if name not in {c.name for c in REQUIRED_CELL_COLUMNS}]
+    return columns + sorted({path.name for path in old.path.iterdir()} - {CODES, BUCKETS, CELLS, HASHER, META})
