@@ -25,6 +25,7 @@ from hashstream.kernels._planes import (
 
 BLOCK = 4096  # codes whose distances to one query are kept at a time, in the first-level cache
 SMALL_K = 128  # up to here nearest codes are kept sorted by insertion, beyond by counting
+STREAMS = 4  # places in which memory is read in turn for one query
 SLICED_FROM = 48  # queries from which turning the codes into bit planes pays
 SLICED_WORDS = 4  # longest codes for which the loops and a tree of adders are compiled
 SLICED_QUERIES = 256  # queries that share the tables of a block
@@ -140,6 +141,39 @@ def _topk_scan(queries, codes, k, words, distances, rows):  # type: ignore[no-un
         _scan_block(queries[q], codes, whole, len(codes), distances[q], rows[q], k)
 
 
+@inline
+def _enter(distance, row, distances, rows, k):  # type: ignore[no-untyped-def]
+    """Lets a code enter if it is nearer than the k-th so far, or as near with a lower row."""
+    at = k - 1
+    if distance > distances[at] or (distance == distances[at] and row > rows[at]):
+        return
+    while at > 0 and (distances[at - 1] > distance or (distances[at - 1] == distance and rows[at - 1] > row)):
+        distances[at] = distances[at - 1]
+        rows[at] = rows[at - 1]
+        at -= 1
+    distances[at] = distance
+    rows[at] = row
+
+
+@jit
+def _topk_one(query, codes, k, words, distances, rows):  # type: ignore[no-untyped-def]
+    """As `_topk_scan`, for one query: bound by memory, which gives more when read in several places in turn."""
+    n_words, flat = len(words), codes.ravel()
+    distances[:] = np.int32(0x7FFFFFFF)
+    part = len(codes) // STREAMS // 64 * 64
+    for first in range(0, part, 64):
+        for stream in range(STREAMS):
+            start = stream * part + first
+            smallest = _smallest_of_64(query, flat, start * n_words, words)
+            if smallest < distances[k - 1] or (smallest == distances[k - 1] and start < rows[k - 1]):
+                for row in range(start, start + 64):
+                    d = np.int64(0)
+                    for word in range(n_words):
+                        d += np.int64(popcount(flat[row * n_words + word] ^ query[word]))
+                    _enter(d, row, distances, rows, k)
+    _scan_block(query, codes, STREAMS * part, len(codes), distances, rows, k)
+
+
 @jit
 def _topk_wide(queries, codes, k, distances, rows):  # type: ignore[no-untyped-def]
     """As `_topk_scan`, for codes of any number of words."""
@@ -220,15 +254,7 @@ def _enter_marked(query, flat, start, words, marked, distances, rows, k):  # typ
             d = np.int64(0)
             for word in range(n_words):
                 d += np.int64(popcount(flat[row * n_words + word] ^ query[word]))
-            at = k - 1
-            if d > distances[at] or (d == distances[at] and row > rows[at]):
-                continue
-            while at > 0 and (distances[at - 1] > d or (distances[at - 1] == d and rows[at - 1] > row)):
-                distances[at] = distances[at - 1]
-                rows[at] = rows[at - 1]
-                at -= 1
-            distances[at] = d
-            rows[at] = row
+            _enter(d, row, distances, rows, k)
 
 
 @jit
@@ -355,6 +381,8 @@ def _search(queries: NDArray[np.uint64], codes: NDArray[np.uint64], k: int) -> A
         bits = 64 * n_words
         sizes = (n_choices(bits), counter_bits(bits), table_planes(bits))
         _topk_sliced(queries, codes, k, (0,) * n_words, sizes, distances, rows)
+    elif len(queries) == 1:
+        _topk_one(queries[0], codes, k, (0,) * n_words, distances[0], rows[0])
     else:
         _topk_scan(queries, codes, k, (0,) * n_words, distances, rows)
     return distances, rows

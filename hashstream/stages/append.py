@@ -22,25 +22,20 @@ from hashstream.atlas import Atlas, open_atlas
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher
 from hashstream.runtime.events import ProgressListener, Silent
+from hashstream.runtime.memory import trim
 from hashstream.runtime.provenance import Timings
 from hashstream.runtime.run import BUCKETS, CELLS, CODES, HASHER, META, Run
 from hashstream.runtime.run_lock import hold_run
 from hashstream.runtime.schema import REQUIRED_CELL_COLUMNS
 from hashstream.stages.distribute import ClusterSettings, require_distributed
-from hashstream.stages.encode import (
-    atlas_fingerprint,
-    bind,
-    keeping,
-    kernels_loading,
-    plan_of,
-    projected,
-    record_of,
-    run_partitions,
-)
+from hashstream.stages.encode import bind, keeping, kernels_loading, projected, run_partitions
 from hashstream.stages.encode_finish import finish
 from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of
+from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
 from hashstream.stages.workdir import WorkDir
+
+_BATCH_BUCKETS = 4096
 
 
 def append(
@@ -231,31 +226,38 @@ def _fill(folder: WorkDir, old: Run) -> None:
                 os.link(source, shard)
             except OSError:  # not all file systems have hard links
                 shutil.copyfile(source, shard)
-    folder.save_before(_bucket_arrays(old), bucket_bits=old.bucket_bits, n_empty=int(old.meta["n_empty_cells"]))
+    arrays = _bucket_arrays(old)
+    folder.save_before(arrays, bucket_bits=old.bucket_bits, n_empty=int(old.meta["n_empty_cells"]))
+    del arrays
+    pa.default_memory_pool().release_unused()
+    trim()
 
 
 def _bucket_arrays(run: Run) -> dict[str, NDArray[Any]]:
     """The table that ``buckets.parquet`` was written from."""
-    path = run.path / BUCKETS
+    path, n, n_dims = run.path / BUCKETS, run.n_buckets, int(run.meta["n_dims"])
+    arrays: dict[str, NDArray[Any]] = {
+        "keys": np.empty((n, run.n_words), dtype=np.uint64),
+        "counts": np.empty(n, dtype=np.int64),
+        "half_counts": np.empty(n, dtype=np.int64),
+        "sums": np.empty((n, 2, n_dims), dtype=np.int64),
+    }
+    start = 0
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
-        table = file.read(["code", "count", "embedding_sum", "half_count", "half_sum"])
+        names = ["code", "count", "half_count", "half_sum", "embedding_sum"]
+        for batch in file.iter_batches(batch_size=_BATCH_BUCKETS, columns=names, use_threads=False):
+            code, count, half_count, half_sum, whole = batch.columns
+            part = slice(start, start + batch.num_rows)
+            arrays["keys"][part] = code.flatten().to_numpy().reshape(-1, run.n_words)
+            arrays["counts"][part], arrays["half_counts"][part] = count.to_numpy(), half_count.to_numpy()
+            first = half_sum.flatten().to_numpy().reshape(-1, n_dims)
+            arrays["sums"][part, 0] = first
+            arrays["sums"][part, 1] = whole.flatten().to_numpy().reshape(-1, n_dims) - first
+            start = part.stop
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}). The run is damaged; encode again.") from error
-
-    def matrix(name: str, width: int) -> NDArray[Any]:
-        return np.asarray(table[name].combine_chunks().flatten()).reshape(-1, width)
-
-    n_dims = int(run.meta["n_dims"])
-    sums = np.empty((table.num_rows, 2, n_dims), dtype=np.int64)
-    sums[:, 0] = matrix("half_sum", n_dims)
-    np.subtract(matrix("embedding_sum", n_dims), sums[:, 0], out=sums[:, 1])
-    return {
-        "keys": matrix("code", run.n_words).astype(np.uint64, copy=False),
-        "counts": np.asarray(table["count"]),
-        "half_counts": np.asarray(table["half_count"]),
-        "sums": sums,
-    }
+    return arrays
 
 
 def _stale(old: Run) -> list[str]:

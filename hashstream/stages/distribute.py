@@ -8,21 +8,19 @@ of one process, and what is done stays done whoever dies.
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import queue
-import signal
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashstream.errors import HashStreamError, InputError, MissingDependencyError, PartialRunError, SettingsError
 from hashstream.runtime.budget import MIB
 from hashstream.runtime.events import ProgressListener
+from hashstream.stages.distribute_clients import client_of, local_client
 from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.workdir import WorkDir
 
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
 
 #: What a process of dask.distributed holds beyond one of HashStream alone.
 DISTRIBUTED_BYTES = 48 * MIB
-CONNECT_S = 15.0
-#: How often a partition may lose its worker.
-ALLOWED_FAILURES = 3
 _LOOK_S = 2.0
 _NO_WORKERS_S = 120.0
 _VISIBLE_S = 90.0
@@ -139,73 +134,15 @@ def run_on_cluster(
     )
     with ExitStack() as stack:
         if cluster.scheduler is None:
-            client = stack.enter_context(_local_client(workers))
+            client = stack.enter_context(local_client(workers))
         else:
-            client = stack.enter_context(_client_of(cluster.scheduler, progress))
+            client = stack.enter_context(client_of(cluster.scheduler, progress))
         stack.enter_context(_installed(client, remote))
         n_workers = len(client.nthreads())
         _check_workers(client, remote.name)
         reports = _run_tasks(client, job, remote, numbers, progress)
     _wait_until_visible(work, numbers)
     return _record(reports, n_workers, cluster)
-
-
-@contextmanager
-def _local_client(workers: int) -> Iterator[Client]:
-    import dask
-    from distributed import Client, LocalCluster
-
-    with ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}))
-        try:
-            with _interrupts_held_back():
-                cluster = LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    memory_limit=0,  # the engine keeps the budget itself; dask would pause a worker at its own limit
-                    dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                )
-        except (RuntimeError, OSError) as error:
-            raise SettingsError(
-                f"--workers {workers}: the processes cannot be started ({error}). A script of your own needs "
-                "`if __name__ == '__main__':` around what it does; `--workers 0` uses this process alone."
-            ) from error
-        stack.enter_context(cluster)
-        yield stack.enter_context(Client(cluster, set_as_default=False))
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C at a terminal goes to all processes; let it end this one, which then ends its workers.
-
-    Threads and processes that are started meanwhile, and those that they start, never get SIGINT.
-    """
-    resource_tracker.ensure_running()  # which would let signals through again, if it started only then
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _client_of(address: str, progress: ProgressListener) -> Iterator[Client]:
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise SettingsError(
-            f"--scheduler {address}: no dask scheduler answers there within {CONNECT_S:.0f} s ({error}); "
-            "expected an address such as tcp://host:8786, as `dask scheduler` prints it."
-        ) from error
-    with client:
-        if not client.nthreads():
-            progress.note(f"{address}: no workers yet; waiting for the first")
-            client.wait_for_workers(1)
-        yield client
 
 
 @contextmanager

@@ -6,7 +6,6 @@ table under ``parts/``; merging the tables is exact, so partitions may be done i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from hashstream.errors import HashStreamError, InputError, PartialRunError, Sett
 from hashstream.hashing import BoundHasher, Hasher, PcaItqSettings
 from hashstream.hashing.moment_match import moment_matched
 from hashstream.kernels import EncoderWeights, encode_rows
-from hashstream.runtime import schema
 from hashstream.runtime.budget import Projection, is_disk_full
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, remove
@@ -33,6 +31,7 @@ from hashstream.stages.distribute import DISTRIBUTED_BYTES, ClusterSettings, req
 from hashstream.stages.encode_finish import finish
 from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes_of, project_encode
+from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
 from hashstream.stages.fit import fit_hasher
 from hashstream.stages.workdir import WorkDir
 
@@ -241,44 +240,6 @@ def bind(hasher: Hasher, atlas: Atlas, settings: EncodeSettings, progress: Progr
     for store, one in zip(atlas.stores, bound, strict=True):
         progress.note(f"{store.path}: {one.match.describe()}")
     return bound
-
-
-def record_of(job: EncodeJob, fingerprints: list[str]) -> dict[str, Any]:
-    """What the record of a run says of its stores: a value each."""
-    stores = job.atlas.stores
-    return {
-        "paths": [str(Path(p).absolute()) for p in job.atlas.paths],
-        "fingerprints": fingerprints,
-        "cells": [store.n_cells for store in stores],
-        "matrix": [store.matrix_name for store in stores],
-        "n_genes": [store.n_genes for store in stores],
-        "gene_match": [one.match.describe() for one in job.bound],
-        "gene_overlap": [round(one.match.overlap, 6) for one in job.bound],
-    }
-
-
-def plan_of(job: EncodeJob, record: dict[str, Any], made_by: str | dict[str, Any]) -> dict[str, Any]:
-    """What a run is made from and how; `record` is what `finalize` needs to write the record."""
-    settings = job.settings
-    return {
-        "format_version": schema.FORMAT_VERSION,
-        "input": atlas_fingerprint(record["fingerprints"]),
-        "input_files": [store.stamp() for store in job.atlas.stores],
-        "hasher": job.hasher.fingerprint(),
-        "made_by": made_by,
-        "first_row": job.first_row,
-        "n_cells": job.n_rows,
-        "n_bits": job.hasher.n_bits,
-        "max_buckets": settings.max_buckets,
-        "bucket_bits": settings.bucket_bits,
-        "partition_rows": settings.partition_rows,
-        "record": record,
-    }
-
-
-def atlas_fingerprint(fingerprints: list[str]) -> str:
-    """`Atlas.fingerprint` from those of its stores."""
-    return hashlib.sha256("".join(fingerprints).encode()).hexdigest()
 
 
 @contextmanager

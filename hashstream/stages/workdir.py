@@ -268,15 +268,10 @@ def _flush(path: Path) -> None:
 
 
 def _save_table(path: Path, arrays: dict[str, NDArray[Any]], *, bucket_bits: int, n_empty: int) -> None:
+    content: dict[str, Any] = {**arrays, "bucket_bits": np.int64(bucket_bits), "n_empty": np.int64(n_empty)}
     aside = path.with_name(f"{path.name}.{_own_name()}.partial")
     with aside.open("wb") as handle:
-        np.savez(
-            handle,
-            allow_pickle=False,
-            **arrays,
-            bucket_bits=np.int64(bucket_bits),
-            n_empty=np.int64(n_empty),
-        )
+        np.savez(handle, **content)
         handle.flush()
         os.fsync(handle.fileno())
     aside.replace(path)

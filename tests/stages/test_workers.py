@@ -20,7 +20,7 @@ from click.testing import Result
 
 from hashstream.errors import InputError, MissingDependencyError, PartialRunError, SettingsError
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
-from hashstream.stages import distribute
+from hashstream.stages import distribute, distribute_clients
 from hashstream.stages.append import append
 from hashstream.stages.distribute import ClusterSettings
 from hashstream.stages.encode import encode
@@ -168,7 +168,7 @@ def test_what_belongs_to_a_given_up_run_is_not_kept(atlas: Path, whole: Run, tmp
 def test_a_scheduler_that_does_not_answer(
     atlas: Path, whole: Run, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distribute, "CONNECT_S", 0.3)
+    monkeypatch.setattr(distribute_clients, "CONNECT_S", 0.3)
     with pytest.raises(SettingsError, match=f"--scheduler {address}: no dask scheduler answers"):
         encode(
             atlas, tmp_path / "run", hasher=whole.hasher(), settings=SMALL, cluster=ClusterSettings(scheduler=address)
