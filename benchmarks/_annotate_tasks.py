@@ -71,8 +71,8 @@ def make_task(data: Path, name: str, seed: int, folder: Path) -> Task:
     truth = full.obs[TRUTH].astype(str).to_numpy()
     obs = full.obs[[column for column in (TRUTH, BATCH) if column in full.obs]].astype(str)
     batch_key = None
+    batch = obs[BATCH].to_numpy() if BATCH in obs else np.full(len(obs), "one")
     if held_out:
-        batch = obs[BATCH].to_numpy()
         test = batch == held_out
         batch_key = BATCH if len(np.unique(batch[~test])) > 1 else None
     else:

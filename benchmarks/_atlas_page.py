@@ -96,10 +96,10 @@ def write_markdown(path: Path, result: dict[str, Any]) -> None:
         "```",
         "",
         f"on {datetime.now(UTC):%Y-%m-%d}, {result['machine']}, {memory:.0f} GiB; Python {found['python']}, numpy "
-        f"{found['numpy']}. Simulated: 63,561 genes, 54 types, 8 batches, about 600 genes seen a cell. Every stage is a "
-        "fresh process, start-up included; labels come from the run of a labelled atlas of 100,000 other cells. A peer "
-        "normalises, selects genes, takes 50 components and clusters; it stops at its first atlas that takes longer or "
-        "more memory than it may.",
+        f"{found['numpy']}. Simulated: 63,561 genes, 54 types, 8 batches, about 600 genes seen a cell. Every stage is "
+        "a fresh process, start-up included; labels come from the run of a labelled atlas of 100,000 other cells. A "
+        "peer normalises, selects genes, takes 50 components and clusters; it stops at its first atlas that takes "
+        "longer or more memory than it may.",
         "",
         "![Seconds and peak memory against the number of cells](atlas.png)",
         "",

@@ -175,20 +175,27 @@ def main(arguments: list[str] | None = None) -> None:
     for name in task_names(options.data, sets) if "labels" in parts else []:
         with tempfile.TemporaryDirectory() as folder:
             entries += _told(measure_labels(options.data, name, options.seeds, methods, Path(folder)), "macro_f1")
+        _save(options.json, entries)
     novelty_methods = [name for name in methods if name in NOVELTY_METHODS]
     for dataset in sets if "novelty" in parts else []:
         for seed in range(options.novelty_seeds):
             with tempfile.TemporaryDirectory() as folder:
                 entries += _told(measure_novelty(options.data, dataset, seed, novelty_methods, Path(folder)), "auroc")
+            _save(options.json, entries)
     entries += [entry for path in options.merge for entry in json.loads(path.read_text())["records"]]
     entries = list({_key(entry): entry for entry in reversed(entries)}.values())[::-1]
     summary = summarise(entries)
     print(json.dumps(summary, indent=1))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"records": entries, "summary": summary}, indent=1) + "\n")
+    _save(options.json, entries)
     if options.markdown is not None:
         write_markdown(options.markdown, entries, summary)
+
+
+def _save(path: Path | None, entries: list[Entry]) -> None:
+    """Keep what is measured so far: the whole takes an hour."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"records": entries, "summary": summarise(entries)}, indent=1) + "\n")
 
 
 def _key(entry: Entry) -> tuple[Any, ...]:
