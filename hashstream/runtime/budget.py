@@ -11,7 +11,8 @@ from hashstream.errors import BudgetError, SettingsError
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MIB = 1 << 20
 #: A fresh process with its libraries loaded, its kernels compiled and an atlas of 60,000 genes open; anndata loads
-#: dask where that is installed (16 MiB). Where HashStream is called from a process that holds more already (a notebook, say), the budget is for what it adds to that.
+#: dask where that is installed (16 MiB). Where HashStream is called from a process that holds more already (a notebook,
+#: say), the budget is for what it adds to that.
 PROCESS_BYTES = 344 * MIB
 
 
