@@ -162,10 +162,11 @@ class BucketTable:
         if self.n_buckets > self.max_buckets:
             self.shorten(self._longest_fit(self.keys))
 
-    def tokens(self) -> tuple[Tokens, NDArray[np.int64]]:
+    def tokens(self, *, half_means: bool = True) -> tuple[Tokens, NDArray[np.int64]]:
         """The buckets as tokens, fitted, and their exact sums (n_tokens, n_halves, n_dims) in units of 2**-20.
 
-        They are sorted by code (and batch), so that the result does not depend on the order of counting.
+        They are sorted by code (and batch), so that the result does not depend on the order of counting. Without
+        `half_means` the tokens of a table with halves lack the means of these.
         """
         self.fit()
         codes = self.keys[:, : self.n_words]
@@ -179,6 +180,7 @@ class BucketTable:
             bucket_bits=self.bucket_bits,
             half_counts=self.half_counts[order] if self.with_halves else None,
             batches=None if batches is None else batches[order],
+            half_means=half_means,
         )
         return tokens, sums
 

@@ -60,6 +60,7 @@ class Tokens:
         bucket_bits: int,
         half_counts: NDArray[np.int64] | None = None,
         batches: NDArray[np.int32] | None = None,
+        half_means: bool = True,
     ) -> Tokens:
         """Tokens from exact fixed-point sums of the embedding (units of 2**-20).
 
@@ -67,20 +68,22 @@ class Tokens:
         ----------
         sums : (n_tokens, n_halves, n_dims) int64
             Of each half, or, without `half_counts`, one sum of all cells.
+        half_means
+            Whether the means of halves are wanted; they are twice as large as those of all cells.
         """
         n_tokens, n_halves, n_dims = sums.shape
         if n_halves != (1 if half_counts is None else 2):
             raise ValueError(f"sums has {n_halves} parts, which does not go with half_counts {half_counts is not None}")
         means = np.empty((n_tokens, n_dims), dtype=np.float32)
-        half_means = None if half_counts is None else np.empty((n_tokens, 2, n_dims), dtype=np.float32)
+        halves = np.empty((n_tokens, 2, n_dims), dtype=np.float32) if half_means and half_counts is not None else None
         for start in range(0, n_tokens, _BLOCK_TOKENS):
             part = slice(start, start + _BLOCK_TOKENS)
             means[part] = sums[part].sum(axis=1) / (counts[part, None] * float(FIXED_POINT_SCALE))
-            if half_counts is not None and half_means is not None:
+            if half_counts is not None and halves is not None:
                 by_half = np.stack([half_counts[part], counts[part] - half_counts[part]], axis=1)
                 divisor = np.maximum(by_half, 1)[:, :, None] * float(FIXED_POINT_SCALE)
-                half_means[part] = np.where(by_half[:, :, None] > 0, sums[part] / divisor, means[part, None])
-        return cls(codes, counts, means, bucket_bits, half_counts, half_means, batches)
+                halves[part] = np.where(by_half[:, :, None] > 0, sums[part] / divisor, means[part, None])
+        return cls(codes, counts, means, bucket_bits, half_counts, halves, batches)
 
     def shorten(self, bucket_bits: int) -> tuple[Tokens, NDArray[np.int64]]:
         """The tokens of a shorter prefix; tokens of different batches stay apart.

@@ -28,6 +28,7 @@ META = "run.json"
 HASHER = "hasher"
 CODE_CHUNK_ROWS = 1 << 16
 BATCH_ROWS = 1 << 18
+TOKEN_ROWS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -320,31 +321,42 @@ def list_array(matrix: NDArray[Any], type_: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
 
 
-def token_arrays(tokens: Tokens, sums: NDArray[np.int64]) -> dict[str, pa.Array]:
-    """The columns of a table of tokens, from tokens with halves and their sums (n_tokens, 2, n_dims)."""
+def token_arrays(tokens: Tokens, sums: NDArray[np.int64], part: slice) -> dict[str, pa.Array]:
+    """Some rows of a table of tokens, by column, from tokens with halves and their sums (n_tokens, 2, n_dims)."""
     types = {c.name: c.type for c in schema.bucket_columns(tokens.codes.shape[1], tokens.means.shape[1])}
+    own = sums[part]
     return {
-        "bucket": pa.array(np.arange(tokens.n_tokens, dtype=np.int32)),
-        "code": list_array(tokens.codes, types["code"]),
-        "count": pa.array(tokens.counts),
-        "embedding_sum": list_array(sums.sum(axis=1), types["embedding_sum"]),
-        "embedding_mean": list_array(tokens.means, types["embedding_mean"]),
-        "half_count": pa.array(tokens.half_counts),
-        "half_sum": list_array(sums[:, 0], types["half_sum"]),
+        "bucket": pa.array(np.arange(part.start, part.stop, dtype=np.int32)),
+        "code": list_array(tokens.codes[part], types["code"]),
+        "count": pa.array(tokens.counts[part]),
+        "embedding_sum": list_array(own.sum(axis=1), types["embedding_sum"]),
+        "embedding_mean": list_array(tokens.means[part], types["embedding_mean"]),
+        "half_count": pa.array(_halves(tokens)[part]),
+        "half_sum": list_array(own[:, 0], types["half_sum"]),
     }
+
+
+def _halves(tokens: Tokens) -> NDArray[np.int64]:
+    if tokens.half_counts is None:
+        raise ValueError("the tokens have no halves")
+    return tokens.half_counts
 
 
 def write_tokens(path: Path, tokens: Tokens, sums: NDArray[np.int64]) -> None:
     """Write ``buckets.parquet`` from tokens with halves and their exact sums (n_tokens, 2, n_dims)."""
     columns = schema.bucket_columns(tokens.codes.shape[1], tokens.means.shape[1])
-    write_table(path, token_arrays(tokens, sums), schema.arrow_schema(columns))
+    write_blocks(path, tokens.n_tokens, lambda part: token_arrays(tokens, sums, part), schema.arrow_schema(columns))
 
 
-def write_table(path: Path, arrays: dict[str, pa.Array], arrow: pa.Schema) -> None:
-    """Write columns named by a schema."""
-    table = pa.table([arrays[name] for name in arrow.names], schema=arrow)
+def write_blocks(
+    path: Path, n_rows: int, arrays_of: Callable[[slice], Mapping[str, pa.Array]], arrow: pa.Schema
+) -> None:
+    """Write a table of tokens a block of rows at a time: as a whole it would be in memory several times."""
     # Numbers of high entropy: lz4 makes them hardly larger than zstd does, in half the time.
-    pq.write_table(table, path, **{**PARQUET_OPTIONS, "compression": "lz4"})
+    with pq.ParquetWriter(path, arrow, **{**PARQUET_OPTIONS, "compression": "lz4"}) as writer:
+        for start in range(0, n_rows, TOKEN_ROWS):
+            arrays = arrays_of(slice(start, min(start + TOKEN_ROWS, n_rows)))
+            writer.write_batch(pa.record_batch([arrays[name] for name in arrow.names], schema=arrow))
 
 
 def categories(names: list[str], codes: NDArray[np.integer]) -> pa.Array:

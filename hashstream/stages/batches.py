@@ -26,7 +26,7 @@ from hashstream.runtime import schema
 from hashstream.runtime.budget import parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import partial_path
-from hashstream.runtime.run import BATCH_ROWS, TOKEN_COLUMNS, Run, read_tokens, token_arrays, write_table
+from hashstream.runtime.run import BATCH_ROWS, TOKEN_COLUMNS, Run, read_tokens, token_arrays, write_blocks
 from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of, project_encode
 from hashstream.stages.encode_stream import encoded_chunks
 from hashstream.stages.truth import run_column
@@ -195,8 +195,14 @@ def _write(path: Path, tokens: Tokens, sums: NDArray[np.int64], identity: str) -
     columns = schema.batch_columns(tokens.codes.shape[1], tokens.means.shape[1])
     arrow = schema.arrow_schema(columns)
     arrow = arrow.with_metadata({_IDENTITY: identity, _BUCKET_BITS: str(tokens.bucket_bits)})
-    aside = partial_path(path)
-    write_table(aside, {**token_arrays(tokens, sums), "batch": pa.array(tokens.batches)}, arrow)
+    aside, numbers = partial_path(path), tokens.batches
+    assert numbers is not None
+    write_blocks(
+        aside,
+        tokens.n_tokens,
+        lambda part: {**token_arrays(tokens, sums, part), "batch": pa.array(numbers[part])},
+        arrow,
+    )
     aside.replace(path)
 
 

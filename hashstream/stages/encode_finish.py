@@ -76,7 +76,7 @@ def finish(
             with_halves=True,
         )
         n_empty = work.merge_parts(numbers, table)
-        tokens, sums = table.tokens()
+        tokens, sums = table.tokens(half_means=False)
         del table  # as large as what is written next
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(write_tokens, work.path / BUCKETS, tokens, sums)
