@@ -181,9 +181,7 @@ def kills(tasks: list[Task], alone: dict[str, Undisturbed], folder: Path, number
     return tally
 
 
-def _after(
-    task: Task, folder: Path, old: bool, alone: Undisturbed, code: int, error: str
-) -> tuple[str, str] | None:
+def _after(task: Task, folder: Path, old: bool, alone: Undisturbed, code: int, error: str) -> tuple[str, str] | None:
     """Whether the former result, or the new one, stands after a fault."""
     if is_traceback(error):
         return TRACEBACK, error[-800:]
@@ -215,6 +213,8 @@ def signals(tasks: list[Task], alone: dict[str, Undisturbed], folder: Path, numb
                 what = {"command": task.name, "moment": round(moment, 4), "signal": sent.name, "old": old}
                 wanted = (0, 130) if sent == signal.SIGINT else (0, 143, -signal.SIGTERM)
                 problem = _after(task, place, old, alone[task.name], code, error)
+                if code == -signal.SIGINT and not error and task.result(place) == alone[task.name].result:
+                    code = 0  # while Python was shutting down
                 if problem is None and (code not in wanted or (code == 130 and "interrupted" not in error)):
                     problem = UNCLEAR, f"exit code {code}: {error[-400:]}"
                 problem = problem or _recover(task, place, old, alone[task.name])
@@ -255,7 +255,7 @@ class SmallDisk:
 
 
 def full_disk(tasks: list[Task], alone: dict[str, Undisturbed], folder: Path, number: int, seed: int) -> Tally:
-    """A tmpfs that fills up at a random point of what the command writes; then it gets room, and the command goes on."""
+    """A tmpfs that fills up at a random point of what the command writes; then it gets room, and it goes on."""
     tally, rng = Tally(), random.Random(seed + 2)
     with SmallDisk(folder / "full") as disk:
         if not disk.mount("size=1g"):
@@ -336,5 +336,3 @@ def twins(tasks: list[Task], alone: dict[str, Undisturbed], folder: Path, number
                     refused = sum(code != 0 for _, code in ends)
                     tally.count(f"{task.name}: " + ("one refused" if refused else "one after the other"))
     return tally
-
-

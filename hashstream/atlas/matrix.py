@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas.chunk import CsrChunk
+from hashstream.atlas.layout import check_counts_dtype, check_sparse_arrays, stated_shape
 from hashstream.atlas.missing import check_chunks, check_dense_chunks
 from hashstream.errors import HashStreamError, InputError
 
@@ -139,6 +140,7 @@ class CsrMatrix:
     """
 
     def __init__(self, data: Any, indices: Any, indptr: Any, *, shape: tuple[int, int], where: str) -> None:
+        check_sparse_arrays(where, data=data, indices=indices, indptr=indptr)
         self._data, self._indices, self._indptr = data, indices, indptr
         self.shape = (int(shape[0]), int(shape[1]))
         self.where = where
@@ -231,6 +233,7 @@ class DenseMatrix:
     def __init__(self, array: Any, *, where: str) -> None:
         if len(array.shape) != 2:
             raise InputError(f"{where}: expected a matrix of cells x genes, found {len(array.shape)} dimension(s).")
+        check_counts_dtype(where, array.dtype)
         self._array = array
         self.shape = (int(array.shape[0]), int(array.shape[1]))
         self.where = where
@@ -293,6 +296,5 @@ def open_matrix(node: Any, *, where: str, is_group: Callable[[Any], bool]) -> Ro
     shape: Any = _attribute(node, "shape", None)
     if shape is None:
         shape = _attribute(node, "h5sparse_shape", None)
-    if shape is None or len(shape) != 2:
-        raise InputError(f"{where}: the CSR matrix does not state its shape (attribute 'shape').")
-    return CsrMatrix(node["data"], node["indices"], node["indptr"], shape=(int(shape[0]), int(shape[1])), where=where)
+    size = stated_shape(shape, where)
+    return CsrMatrix(node["data"], node["indices"], node["indptr"], shape=size, where=where)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -119,10 +120,11 @@ class Store:
         return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
 
     def _node(self, name: str) -> Any:
-        try:
-            return self.root[name]
-        except KeyError as error:
-            raise InputError(f"{self.path}: not an AnnData store: it has no {name!r}.") from error
+        with _opening(self.path):
+            try:
+                return self.root[name]
+            except KeyError as error:
+                raise InputError(f"{self.path}: not an AnnData store: it has no {name!r}.") from error
 
     def _read_element(self, name: str) -> Any:
         from anndata.io import read_elem
@@ -199,10 +201,11 @@ def open_store(path: str | Path, *, layer: str | None = None) -> Store:
     """Open one AnnData store; see `open_atlas`."""
     path = Path(path)
     root, format_, is_group = _open_root(path)
-    for name in ("obs", "var"):
-        if name not in root:
-            raise InputError(f"{path}: not an AnnData store: it has no {name!r}.")
-    candidates = _open_candidates(root, path, layer, is_group)
+    with _opening(path):
+        for name in ("obs", "var"):
+            if name not in root:
+                raise InputError(f"{path}: not an AnnData store: it has no {name!r}.")
+        candidates = _open_candidates(root, path, layer, is_group)
     for name, matrix in candidates.items():
         if 0 in matrix.shape:
             raise InputError(
@@ -212,7 +215,23 @@ def open_store(path: str | Path, *, layer: str | None = None) -> Store:
     name = choose_counts(candidates, path=str(path))
     store = Store(path=path, format=format_, root=root, matrix=candidates[name], matrix_name=name)
     _check_genes(store)
+    with _opening(path):
+        _check_cells(store)
     return store
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Whatever a storage library raises at metadata that it cannot make sense of becomes an InputError."""
+    try:
+        yield
+    except (HashStreamError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path}: cannot be opened ({type(error).__name__}: {error}). The store is damaged, or not written by "
+            "AnnData: copy it again, or rebuild it from its source with `hashstream ingest`."
+        ) from error
 
 
 def _open_root(path: Path) -> tuple[Any, str, Any]:
@@ -267,6 +286,19 @@ def _open_candidates(root: Any, path: Path, layer: str | None, is_group: Any) ->
     present = [n for n in ("X", "raw/X") if n in root]
     present += [f"layers/{n}" for n in root["layers"]] if "layers" in root else []
     raise InputError(f"{path}: no matrix at {' or '.join(names)}; the store has {', '.join(present) or 'none'}.")
+
+
+def _check_cells(store: Store) -> None:
+    """Raise InputError if obs is of another number of cells, as far as its index tells without being read."""
+    obs = store.root["obs"]
+    index = dict(obs.attrs).get("_index", "_index") if hasattr(obs, "keys") else None
+    names = obs if index is None else obs[index] if isinstance(index, str) and index in obs else None
+    shape = getattr(names, "shape", None)
+    if shape and shape[0] != store.n_cells:
+        raise InputError(
+            f"{store.path}: obs lists {shape[0]} cells but {store.matrix_name} has {store.n_cells} rows. The file is "
+            "damaged: rebuild it from its source."
+        )
 
 
 def _check_genes(store: Store) -> None:

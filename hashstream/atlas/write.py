@@ -35,7 +35,9 @@ from hashstream.atlas._frames import TABLE_CODEC, create_array, encoding, write_
 from hashstream.atlas._resume import ObsBlocks, RowPointers, read_state, remove_leftovers
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.errors import SettingsError
-from hashstream.runtime.files import partial_path, publish, write_json
+from hashstream.runtime.exchange import publish_at_once
+from hashstream.runtime.files import partial_path, remove, write_json
+from hashstream.runtime.folder_lock import FolderLock
 
 STATE_VERSION = 2
 SHARD_CHUNKS = 128
@@ -87,7 +89,7 @@ class AtlasWriter:
     TargetExistsError
         The path is there and `overwrite` is false, or it is not a zarr store.
     SettingsError
-        The partial store to resume was made with other settings.
+        The partial store to resume was made with other settings, or another process is writing it.
     InputError
         `append` met indices out of range, non-finite values, or arrays that do not fit together.
     """
@@ -139,10 +141,20 @@ class AtlasWriter:
         self.rows_done = 0
         self.resumed = False
 
+        self._lock = FolderLock(self.partial)
+        try:
+            self._begin(resume)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _begin(self, resume: bool) -> None:
+        """Start, or go on from the state of a killed write."""
         state = read_state(self._state_path, self._settings) if resume else None
         if state is None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            (self.partial / "X").mkdir(parents=True)
+            for left in self.partial.iterdir():
+                remove(left)
+            (self.partial / "X").mkdir()
             self._pointers = RowPointers(self.partial / "indptr.spill")
             self._obs = ObsBlocks(self.partial)
         else:
@@ -314,17 +326,19 @@ class AtlasWriter:
 
     def _put_in_place(self) -> None:
         check_target(self.path, self._overwrite)
-        publish(self.partial, self.path)
+        publish_at_once(self.partial, self.path)
+        self._lock.release()
 
     def discard(self) -> None:
         """Remove what was written; nothing is left to resume."""
-        self._close()
         shutil.rmtree(self.partial, ignore_errors=True)
+        self._close()
 
     def _close(self) -> None:
         if self._files is not None:
             self._files.close()
         self._pointers.close()
+        self._lock.release()
 
     def __enter__(self) -> AtlasWriter:
         return self

@@ -82,5 +82,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if getattr(error, "errno", None) in (28, 122) or "No space left on device" in str(error):
             return True
+        if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+            return True  # NumPy's words for a write that was cut short, without a number of the error
         error = error.__cause__ or error.__context__
     return False

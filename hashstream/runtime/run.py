@@ -70,6 +70,7 @@ class Run:
                 f"{path}: run of format version {version}; this version of HashStream reads {schema.FORMAT_VERSION}. "
                 "Encode again, or use the version that wrote it."
             )
+        _check_meta(meta, path / META)
         run = cls(path, meta)
         run._check()
         return run
@@ -139,13 +140,31 @@ class Run:
     def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint64]:
         """Codes of cells `start` to `stop`: (n, n_words) uint64."""
         stop = self.n_cells if stop is None else stop
+        codes = self._codes()
+        self._check_shards(codes)
         try:
-            return np.asarray(self._codes()[start:stop])
+            return np.asarray(codes[start:stop])
         except Exception as error:
             raise InputError(
                 f"{self.path / CODES}: rows {start} to {stop} cannot be read ({type(error).__name__}: {error}). "
                 "The run is damaged; encode again."
             ) from error
+
+    def _check_shards(self, codes: Any) -> None:
+        """Raise InputError if shards are missing: zarr reads zeros then, and writes none only for zeros."""
+        step = int((codes.shards or codes.chunks)[0])
+        lost = 0
+        for number in range(-(-self.n_cells // step)):
+            if not (self.path / CODES / codes.metadata.encode_chunk_key((number, 0))).is_file():
+                lost += min((number + 1) * step, self.n_cells) - number * step
+        if not lost:
+            return
+        table = self._read(BUCKETS, ["code", "count"])
+        zero = ~_matrix(table["code"], np.dtype(np.uint64)).any(axis=1)
+        if table["count"].to_numpy()[zero].sum() < lost:
+            raise InputError(
+                f"{self.path / CODES}: the codes of {lost:,} cells are missing. The run is damaged; encode again."
+            )
 
     def tokens(self) -> Tokens:
         """The run's bucket tokens."""
@@ -246,20 +265,24 @@ class Run:
         target = self.path / CELLS
         aside = partial_path(target)
         start = 0
-        with (
-            pq.ParquetWriter(aside, schema.arrow_schema(columns), **PARQUET_OPTIONS) as writer,
-            ThreadPoolExecutor(1) as pool,
-        ):
-            written = pool.submit(lambda: None)
-            for batch in self.iter_cells(kept):
-                rows = slice(start, start + batch.num_rows)
-                found = values_of(rows, batch.column(kept.index("bucket")).to_numpy())
-                arrays = [*batch.columns, *(found[name] for name in names)]
-                written.result()  # compressing one block takes as long as making the next
-                written = pool.submit(writer.write_batch, pa.record_batch(arrays, schema=schema.arrow_schema(columns)))
-                start = rows.stop
-            written.result()
-        aside.replace(target)
+        try:
+            with (
+                pq.ParquetWriter(aside, schema.arrow_schema(columns), **PARQUET_OPTIONS) as writer,
+                ThreadPoolExecutor(1) as pool,
+            ):
+                written = pool.submit(lambda: None)
+                for batch in self.iter_cells(kept):
+                    rows = slice(start, start + batch.num_rows)
+                    found = values_of(rows, batch.column(kept.index("bucket")).to_numpy())
+                    arrays = [*batch.columns, *(found[name] for name in names)]
+                    written.result()  # compressing one block takes as long as making the next
+                    made = pa.record_batch(arrays, schema=schema.arrow_schema(columns))
+                    written = pool.submit(writer.write_batch, made)
+                    start = rows.stop
+                written.result()
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def note_stage(self, stage: str, record: Mapping[str, Any]) -> Run:
         """Keep what a stage says about itself in ``run.json``; raises what `set_cell_columns` does."""
@@ -286,6 +309,21 @@ class Run:
             raise InputError(
                 f"{self.path / name}: cannot be read ({error}). The run is damaged; encode again."
             ) from error
+
+
+def _check_meta(meta: Any, where: Path) -> None:
+    """Raise InputError unless a record has the entries that stages read, and of the right kind."""
+    numbers = ("n_cells", "n_bits", "n_dims", "n_buckets", "bucket_bits")
+    source, hasher = meta.get("input"), meta.get("hasher")
+    wrong = [name for name in numbers if type(meta.get(name)) is not int or meta[name] < 1]
+    if not isinstance(source, dict) or not isinstance(source.get("paths"), list):
+        wrong.append("input")
+    if not isinstance(hasher, dict) or "fingerprint" not in hasher:
+        wrong.append("hasher")
+    if not isinstance(meta.get("stages"), dict):
+        wrong.append("stages")
+    if wrong:
+        raise InputError(f"{where}: damaged: {', '.join(wrong)} missing, or not as expected. Encode again.")
 
 
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}

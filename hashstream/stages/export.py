@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, open_atlas, plan_ranges, stream_chunks
-from hashstream.errors import InputError, SettingsError
-from hashstream.runtime.files import check_target, partial_path, publish, remove
+from hashstream.errors import HashStreamError, InputError, SettingsError
+from hashstream.runtime.budget import is_disk_full
+from hashstream.runtime.exchange import publish_at_once
+from hashstream.runtime.files import check_target, remove
+from hashstream.runtime.folder_lock import FolderLock
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.run import Run
 
@@ -49,6 +55,8 @@ def export(
     Raises
     ------
     InputError, SettingsError, TargetExistsError
+    HashStreamError
+        The disk is full; what was there is as it was.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     target = Path(target)
@@ -62,14 +70,33 @@ def export(
     source = open_atlas([str(p) for p in atlas] if atlas else run.input_paths)
     if source.n_cells != run.n_cells:
         raise InputError(f"{', '.join(source.paths)}: {source.n_cells} cells, but {run.path} encodes {run.n_cells}.")
-    partial = partial_path(target)
-    remove(partial)
-    try:
+    with _aside(target) as folder:
+        partial = folder / target.name
         columns = _write_new(run, source, partial, target.suffix, counts=counts)
-        publish(partial, target)
-    finally:
-        remove(partial)
+        publish_at_once(partial, target)
     return {"target": str(target), "cells": run.n_cells, "obs": columns, "obsm": [OBSM_KEY]}
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """An empty folder beside the target, held by this process alone; removed at the end."""
+    folder = target.with_name(target.name + ".export.partial")
+    lock = FolderLock(folder)
+    try:
+        for left in folder.iterdir():
+            remove(left)
+        yield folder
+    except HashStreamError:
+        raise
+    except Exception as error:  # the libraries of zarr and HDF5 each have their own for a full disk
+        if is_disk_full(error):
+            raise HashStreamError(
+                f"{target}: no space left on the disk; what was there is as it was. Free some space and export again."
+            ) from error
+        raise
+    finally:
+        remove(folder)
+        lock.release()
 
 
 def _result_columns(run: Run, taken: set[str]) -> dict[str, pd.Series]:
@@ -230,16 +257,34 @@ def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
     mine = {name for name in order if name in set(dict(obs.attrs).get("hashstream-columns", []))}
     foreign = set(order) - mine
     results = _result_columns(run, set() if force else foreign)
-    with anndata.settings.override(zarr_write_format=root.metadata.zarr_format, auto_shard_zarr_v3=True):
-        for name, values in results.items():
-            categorical = isinstance(values.dtype, pd.CategoricalDtype)
-            write_elem(obs, name, values.array if categorical else values.to_numpy())
-    _write_obsm(root, run)
-    # The order of columns is what makes a column visible: written last.
-    obs.attrs["hashstream-columns"] = sorted(results)
-    obs.attrs["column-order"] = [*[n for n in order if n not in results], *results]
+    with _aside(target) as folder:
+        # obs and obsm are made anew beside the store, of links to what stays, and put in place whole.
+        made: Any = zarr.create_group(folder / "store", zarr_format=root.metadata.zarr_format)
+        for name in ("obs", "obsm"):
+            if (target / name).is_dir():
+                shutil.copytree(target / name, folder / "store" / name, copy_function=_link)
+        obs = made["obs"]
+        with anndata.settings.override(zarr_write_format=root.metadata.zarr_format, auto_shard_zarr_v3=True):
+            for name, values in results.items():
+                categorical = isinstance(values.dtype, pd.CategoricalDtype)
+                write_elem(obs, name, values.array if categorical else values.to_numpy())
+        _write_obsm(made, run)
+        obs.attrs["hashstream-columns"] = sorted(results)
+        obs.attrs["column-order"] = [*[n for n in order if n not in results], *results]
+        for name in ("obsm", "obs"):
+            publish_at_once(folder / "store" / name, target / name)
     _consolidate(target)
     return {"target": str(target), "cells": run.n_cells, "obs": list(results), "obsm": [OBSM_KEY]}
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system knows no links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        shutil.copy2(source, target)
 
 
 def _consolidate(path: Path) -> None:

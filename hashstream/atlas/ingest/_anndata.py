@@ -14,6 +14,7 @@ import zarr
 from hashstream.atlas.ingest._arrays import CscMatrix, CsrMatrix, DenseMatrix
 from hashstream.atlas.ingest._rows import FAULTS, first_fault
 from hashstream.atlas.ingest._source import Matrix, Source, not_counts, reading
+from hashstream.atlas.layout import stated_shape
 from hashstream.atlas.missing import check_chunks
 from hashstream.errors import InputError
 
@@ -68,7 +69,7 @@ def _matrix(path: Path, root: Any, name: str) -> tuple[Matrix, str]:
         if encoding not in ("csr_matrix", "csc_matrix") or shape is None:
             raise InputError(f"{where}: is stored as {encoding}; expected a CSR, CSC or dense matrix")
         arrays = node["indptr"], node["indices"], node["data"]
-    size = (int(shape[0]), int(shape[1]))
+    size = stated_shape(shape, where)
     if encoding == "csr_matrix":
         return CsrMatrix(where, size, *arrays), "CSR"
     return CscMatrix(where, size, *arrays), "CSC"

@@ -12,6 +12,7 @@ from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.ingest._rows import rows_from_dense
 from hashstream.atlas.ingest._source import Budget, native, reading
 from hashstream.atlas.ingest._spill import RowBuckets
+from hashstream.atlas.layout import check_sparse_arrays
 from hashstream.atlas.missing import check_chunks, check_dense_chunks
 from hashstream.errors import InputError
 
@@ -22,6 +23,7 @@ MAX_BLOCK_VALUES = 2**22
 
 def _check_sparse(where: str, n_major: int, indptr: Any, indices: Any, data: Any) -> int:
     """Number of values, after checking that the three arrays fit together."""
+    check_sparse_arrays(where, data=data, indices=indices, indptr=indptr)
     with reading(where):
         n_pointers = int(indptr.shape[0])
         last = int(indptr[-1]) if n_pointers else -1
@@ -69,7 +71,7 @@ class CsrMatrix:
                 end = min(max(end, at + 1), len(pointers) - 1)
                 a, b = int(pointers[at]), int(pointers[end])
                 with reading(f"{self.where}, rows {row + at:,} to {row + end:,}"):
-                    indices, data = np.asarray(self._indices[a:b]), native(self.where, self._data[a:b])
+                    indices, data = native(self.where, self._indices[a:b]), native(self.where, self._data[a:b])
                 yield CsrChunk(row + at, pointers[at : end + 1] - a, indices, data, self._n_genes)
                 at = end
             row += len(pointers) - 1
@@ -100,7 +102,7 @@ class CscMatrix:
         for a in range(0, self._nnz, step):
             b = min(self._nnz, a + step)
             with reading(f"{self.where}, values {a:,} to {b:,}"):
-                rows, values = np.asarray(self._indices[a:b]), native(self.where, self._data[a:b])
+                rows, values = native(self.where, self._indices[a:b]), native(self.where, self._data[a:b])
             if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self._n_rows):
                 raise InputError(
                     f"{self.where}/indices, values {a:,} to {b:,}: rows up to {int(rows.max()):,}, expected fewer than "

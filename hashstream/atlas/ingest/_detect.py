@@ -60,7 +60,8 @@ def _open_hdf5(path: Path, root: h5py.File, layer: str | None) -> Source:
     if tenx_groups(root):
         return open_tenx_h5(path, root, layer)
     if "X" in root or "obs" in root:
-        return open_anndata(path, root, "h5ad", layer)
+        with reading(str(path)):
+            return open_anndata(path, root, "h5ad", layer)
     raise InputError(
         f"{path}: an HDF5 file with {', '.join(sorted(root)) or 'nothing in it'}; expected X and obs (h5ad), matrix "
         "and col_attrs (loom) or matrix/barcodes (10x)"
@@ -71,10 +72,10 @@ def _open_folder(path: Path, layer: str | None) -> Source:
     if any((path / name).exists() for name in ("zarr.json", ".zgroup")):
         with reading(str(path)):
             root = zarr.open_group(path, mode="r")
-        if "X" not in root and "obs" not in root:
-            names = ", ".join(sorted(root.keys()))
-            raise InputError(f"{path}: a zarr store with {names or 'nothing in it'}; expected AnnData's X and obs")
-        return open_anndata(path, root, f"zarr v{root.metadata.zarr_format}", layer)
+            if "X" not in root and "obs" not in root:
+                names = ", ".join(sorted(root.keys()))
+                raise InputError(f"{path}: a zarr store with {names or 'nothing in it'}; expected AnnData's X and obs")
+            return open_anndata(path, root, f"zarr v{root.metadata.zarr_format}", layer)
     mtx = find_mtx(path)
     if mtx is None:
         raise InputError(f"{path}: a folder with neither zarr metadata nor a matrix.mtx(.gz); expected {FORMATS}")

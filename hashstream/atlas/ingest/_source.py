@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,7 +102,7 @@ def reading(where: str) -> Iterator[None]:
         yield
     except (HashStreamError, UnsortedRowsError, MemoryError):
         raise
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, zlib.error, lzma.LZMAError) as error:
+    except Exception as error:  # each library has its own
         raise InputError(
             f"{where}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
             "the file is damaged or cut off: copy or download it again"
@@ -116,7 +114,7 @@ def native(where: str, values: Any) -> NDArray[Any]:
     values = np.asarray(values)
     if values.dtype.kind == "b":
         return values.view(np.uint8)
-    if values.dtype.kind not in "iuf":
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:
         raise not_counts(where, f"values of type {values.dtype}")
     if values.dtype == np.float16:
         return values.astype(np.float32)

@@ -1,0 +1,84 @@
+"""What a stored matrix may say of its shape, and the types its arrays may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+
+from hashstream.atlas import open_atlas
+from hashstream.atlas.ingest import ingest
+from hashstream.atlas.layout import stated_shape
+from hashstream.errors import InputError
+from tests import damage
+
+
+@pytest.mark.parametrize("shape", [None, [3], [3, 4, 5], [3, -1], [3.5, 4], ["a", "b"], "34", [True, 4], 7])
+def test_a_shape_that_is_none(shape: Any) -> None:
+    with pytest.raises(InputError, match=r"atlas/X: .*expected two whole numbers"):
+        stated_shape(shape, "atlas/X")
+
+
+def test_a_shape() -> None:
+    assert stated_shape(np.array([3, 4]), "X") == (3, 4)
+
+
+def replaced(name: str, change: Callable[[Any], Any]) -> Callable[[h5py.File], None]:
+    def edit(file: h5py.File) -> None:
+        values = change(file[f"X/{name}"][:])
+        del file[f"X/{name}"]
+        file[f"X/{name}"] = values
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("indices", lambda v: v.astype(np.float64), "values of type float64; expected integers"),
+        ("indptr", lambda v: v.astype("S8"), "expected integers"),
+        ("data", lambda v: v.astype(np.complex64), "expected counts"),
+        ("data", lambda v: v[:, None], "expected an array of one dimension"),
+        ("indptr", lambda v: v[0], "expected an array of one dimension"),
+    ],
+)
+def test_arrays_that_are_none(
+    small_h5ad: Path, tmp_path: Path, name: str, change: Callable[[Any], Any], words: str
+) -> None:
+    path = damage.edit(small_h5ad, tmp_path / "odd.h5ad", replaced(name, change))
+    with pytest.raises(InputError, match=rf"odd.h5ad.*X/{name}.*{words}"):
+        open_atlas(path)
+    with pytest.raises(InputError, match=rf"odd.h5ad: X/{name}.*{words}"):
+        ingest(path, tmp_path / "atlas.zarr")
+
+
+def test_indices_of_the_other_byte_order(small_h5ad: Path, small_adata: anndata.AnnData, tmp_path: Path) -> None:
+    path = damage.edit(small_h5ad, tmp_path / "big.h5ad", replaced("indices", lambda v: v.astype(">i4")))
+    ingest(path, tmp_path / "atlas.zarr")
+    assert (anndata.read_zarr(tmp_path / "atlas.zarr").X != small_adata.X).nnz == 0
+
+
+@pytest.mark.parametrize("file", ["X/zarr.json", "obs/zarr.json", "var/zarr.json"])
+def test_metadata_that_make_no_sense(small_h5ad: Path, tmp_path: Path, file: str) -> None:
+    ingest(small_h5ad, tmp_path / "atlas.zarr")
+    (tmp_path / "atlas.zarr" / file).write_text("{")
+    with pytest.raises(InputError, match=r"atlas.zarr: .*damaged"):
+        open_atlas(tmp_path / "atlas.zarr")
+    with pytest.raises(InputError, match=r"atlas.zarr.*damaged"):
+        ingest(tmp_path / "atlas.zarr", tmp_path / "again.zarr")
+
+
+def test_cells_of_another_number(small_h5ad: Path, tmp_path: Path) -> None:
+    def fewer(file: h5py.File) -> None:
+        names = file["obs/_index"][:-1]
+        del file["obs/_index"]
+        file["obs/_index"] = names
+
+    path = damage.edit(small_h5ad, tmp_path / "fewer.h5ad", fewer)
+    with pytest.raises(InputError, match=r"fewer.h5ad: obs lists 599 cells but X has 600 rows"):
+        open_atlas(path)

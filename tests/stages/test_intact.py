@@ -1,0 +1,107 @@
+"""What stood there stays whole when something goes wrong, and what is lost is missed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata
+import pytest
+
+from hashstream.atlas.ingest import ingest
+from hashstream.atlas.write import AtlasWriter
+from hashstream.errors import HashStreamError, InputError, SettingsError
+from hashstream.runtime.budget import is_disk_full
+from hashstream.runtime.folder_lock import FolderLock
+from hashstream.runtime.run import Run
+from hashstream.stages import export as export_stage
+from hashstream.stages.cluster import cluster
+from hashstream.stages.encode import encode
+
+
+@pytest.fixture
+def run(small_h5ad: Path, tmp_path: Path) -> Run:
+    found = encode(small_h5ad, tmp_path / "run")
+    assert found is not None
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_two_writers_of_one_atlas(tmp_path: Path) -> None:
+    with AtlasWriter(tmp_path / "atlas.zarr", n_genes=3):
+        with pytest.raises(SettingsError, match=r"atlas.zarr.partial: another process"):
+            AtlasWriter(tmp_path / "atlas.zarr", n_genes=3)
+        assert (tmp_path / "atlas.zarr.partial" / "X").is_dir()
+    with AtlasWriter(tmp_path / "atlas.zarr", n_genes=3) as writer:
+        writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_goes_with_its_folder(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / "made")
+    (tmp_path / "made").rename(tmp_path / "named")
+    with pytest.raises(SettingsError):
+        FolderLock(tmp_path / "named")
+    lock.release()
+    lock.release()
+    FolderLock(tmp_path / "named").release()
+
+
+def test_an_export_that_fails_leaves_the_columns_of_an_earlier_one(
+    run: Run, small_h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atlas = tmp_path / "atlas.zarr"
+    ingest(small_h5ad, atlas)
+    cluster(run, n_clusters=3)
+    export_stage.export(run.path, atlas)
+    before = contents(atlas)
+    cluster(run.path, n_clusters=5)
+    with monkeypatch.context() as broken:
+        broken.setattr(export_stage, "_embedding_blocks", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_stage.export(run.path, atlas)
+    assert contents(atlas) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["atlas.zarr", "run"]
+    export_stage.export(run.path, atlas)
+    assert anndata.read_zarr(atlas).obs["cluster"].nunique() == 5
+
+
+def test_clusters_that_cannot_be_written_leave_the_run_as_it_was(run: Run) -> None:
+    before = contents(run.path)
+    with pytest.raises(ZeroDivisionError):
+        run.set_cell_columns(["cluster"], lambda *_: 1 / 0, stage="cluster", record={})  # type: ignore[arg-type, return-value]
+    assert contents(run.path) == before
+
+
+def test_lost_codes_are_missed(run: Run) -> None:
+    (run.path / "codes.zarr" / "c" / "0" / "0").unlink()
+    with pytest.raises(InputError, match=r"codes.zarr: the codes of 600 cells are missing"):
+        run.codes()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("hasher", {}), ("n_bits", "64"), ("bucket_bits", 0), ("input", {}), ("stages", 7)]
+)
+def test_a_record_with_odd_entries(run: Run, name: str, value: object) -> None:
+    meta = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps({**meta, name: value}))
+    with pytest.raises(InputError, match=rf"run.json: damaged: {name}"):
+        Run.open(run.path)
+
+
+def test_a_write_that_was_cut_short_is_a_full_disk() -> None:
+    assert is_disk_full(OSError("1424 requested and 1211 written"))
+    assert not is_disk_full(OSError("something else"))
+
+
+def test_a_full_disk_ends_an_export_in_words(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(export_stage, "_write_obsm", full)
+    with pytest.raises(HashStreamError, match="out.h5ad: no space left"):
+        export_stage.export(run.path, tmp_path / "out.h5ad")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
