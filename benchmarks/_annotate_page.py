@@ -24,6 +24,13 @@ TITLES = {
     "median_f1": "Median F1",
     "calibration_error": "Expected calibration error",
 }
+NOVELTY_TRIED = (
+    "The bar of 0.85 is missed. In prototypes no score of floating-point values reached it either on these five sets: "
+    "the cosine to the label's mean on the discriminant's axes, standardised by type, came to .805, the same on genes to "
+    ".770, the largest probability to .595. Paul 2015 is a continuum: a stage of it that was left out looks like its "
+    "neighbours. NK cells without NK cells to learn from look like CD8 T cells. Without batches named (`--batch-key`), "
+    "the four pancreas studies are hard, too."
+)
 _SHARES = (100, 95, 90, 80, 70, 50)
 
 
@@ -121,6 +128,7 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
     methods = list(dict.fromkeys(e["task"] for e in entries if not e["task"].startswith(NOVELTY)))
     tasks = tasks_of(entries, DEFAULT)
     seeds = len({e["replicate"] for e in entries if e["task"] == DEFAULT})
+    few = [method for method in methods if len({e["replicate"] for e in entries if e["task"] == method}) < seeds]
     novelty_seeds = len({e["replicate"] for e in entries if e["task"] == NOVELTY + DEFAULT})
     lines = [
         "# Annotation",
@@ -128,7 +136,10 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
         "This page is written by",
         "",
         "```",
-        f"python -m benchmarks.annotate --seeds {seeds} --novelty-seeds {novelty_seeds} \\",
+        f"python -m benchmarks.annotate --seeds {seeds} --novelty-seeds {novelty_seeds} --json annotate.json \\",
+        f'    --methods "{";".join(method for method in methods if method not in few)}"',
+        "python -m benchmarks.annotate --seeds 1 --parts labels --merge annotate.json \\",
+        f'    --methods "{";".join(few)}" \\',
         "    --json benchmarks/results/annotate.json --markdown docs/annotate.md",
         "```",
         "",
@@ -138,6 +149,9 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
         "do not depend on the seed have one value there. All methods have the genes that HashStream selected on the "
         "training "
         "cells. Types that are only among the test cells count as errors of every method.",
+        "",
+        f"One seed: {'; '.join(few)}. On random splits compare them with the others with care. *best C* is the "
+        "setting of logistic regression that did best here in a search with the test labels in view (C = 0.001, balanced).",
         "",
         "*scHash, published* is its network, preprocessing, moment matching, loss and schedule (200 epochs at 1.2e-5), "
         "written from its description; *rate 1e-3* the same at a hundred times the rate for 50 epochs. *HashStream, "
@@ -154,7 +168,7 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
         lines += ["## Accuracy of the surest cells", "", _coverage(entries, methods, tasks), ""]
         lines += ["With the thresholds that HashStream learns for each type:", "", _rejection(entries, tasks), ""]
     if datasets := tasks_of(entries, NOVELTY + DEFAULT):
-        lines += ["## A type that was not learned", "", *_novelty(entries, datasets), ""]
+        lines += ["## A type that was not learned", "", *_novelty(entries, datasets), "", NOVELTY_TRIED, ""]
     if tasks:
         lines += ["## Processor seconds and memory", "", _costs(entries, methods), ""]
     path.write_text("\n".join(lines))

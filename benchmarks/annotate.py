@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
                 entries += _told(measure_novelty(options.data, dataset, seed, novelty_methods, Path(folder)), "auroc")
             _save(options.json, entries)
     entries += [entry for path in options.merge for entry in json.loads(path.read_text())["records"]]
-    entries = list({_key(entry): entry for entry in reversed(entries)}.values())[::-1]
+    entries = list({_key(entry): entry for entry in entries}.values())
     summary = summarise(entries)
     print(json.dumps(summary, indent=1))
     _save(options.json, entries)
