@@ -390,8 +390,10 @@ def write_blocks(
     path: Path, n_rows: int, arrays_of: Callable[[slice], Mapping[str, pa.Array]], arrow: pa.Schema
 ) -> None:
     """Write a table of tokens a block of rows at a time: as a whole it would be in memory several times."""
-    # Numbers of high entropy: lz4 makes them hardly larger than zstd does, in half the time.
-    with pq.ParquetWriter(path, arrow, **{**PARQUET_OPTIONS, "compression": "lz4"}) as writer:
+    # Numbers of high entropy: lz4 makes them hardly larger than zstd does, in half the time, and looking for repeated
+    # ones would take longer than all else.
+    options = {**PARQUET_OPTIONS, "compression": "lz4", "use_dictionary": False, "write_statistics": False}
+    with pq.ParquetWriter(path, arrow, **options) as writer:
         for start in range(0, n_rows, TOKEN_ROWS):
             arrays = arrays_of(slice(start, min(start + TOKEN_ROWS, n_rows)))
             writer.write_batch(pa.record_batch([arrays[name] for name in arrow.names], schema=arrow))

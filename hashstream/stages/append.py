@@ -122,7 +122,7 @@ def append(
         with work.lock(), keeping(work, target, drop=not joining):
             work.prepare(plan, own, join=joining, fill=lambda folder: _fill(folder, old))
             with timings.measure("stream"):
-                workers = run_partitions(
+                workers, _ = run_partitions(
                     job,
                     work,
                     work.missing_parts(job.numbers),

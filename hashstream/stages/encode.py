@@ -17,7 +17,7 @@ import numpy as np
 
 from hashstream.atlas import Atlas, CsrChunk, open_atlas
 from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, draw_sample
-from hashstream.buckets import BucketTable
+from hashstream.buckets import BucketIndex, BucketTable
 from hashstream.errors import HashStreamError, InputError, PartialRunError, SettingsError
 from hashstream.hashing import BoundHasher, Hasher, PcaItqSettings
 from hashstream.hashing.moment_match import moment_matched
@@ -163,10 +163,15 @@ def _load_kernels(chunks: list[CsrChunk]) -> None:
         bit_bias=np.zeros(2, np.float32),
         target_sum=1.0,
     )
+    table = BucketTable(2, 2, max_buckets=1, with_halves=True)
     for chunk in chunks:
         genes = np.full(chunk.n_genes, -1, dtype=np.int32)
         encoded = encode_rows(chunk.indptr, chunk.indices, chunk.data, genes, weights)
-        BucketTable(2, 2, max_buckets=1, with_halves=True).add(encoded.codes, encoded.embedding, first_row=0)
+        table.add(encoded.codes, encoded.embedding, first_row=0)
+    # Four buckets do not fit, so that the prefix is shortened, too.
+    table.add(np.arange(4, dtype=np.uint64)[:, None], np.zeros((4, 2), np.float32), first_row=0)
+    tokens, _ = table.tokens(half_means=False)
+    BucketIndex(tokens).rows(tokens.codes)
 
 
 def _encode(
@@ -208,7 +213,9 @@ def _encode(
         mine = job.numbers if partition is None else job.numbers[partition.index :: partition.number]
         missing = [n for n in work.missing_parts(job.numbers) if n in mine]
         with timings.measure("stream"):
-            workers = run_partitions(job, work, missing, cluster, progress, layer=layer, fingerprints=fingerprints)
+            workers, held = run_partitions(
+                job, work, missing, cluster, progress, layer=layer, fingerprints=fingerprints
+            )
         if partition is not None:
             return None
         return finish(
@@ -221,6 +228,7 @@ def _encode(
             seed=seed,
             argv=argv,
             workers=workers,
+            held=held,
         )
 
 
@@ -272,14 +280,14 @@ def run_partitions(
     *,
     layer: str | None,
     fingerprints: list[str],
-) -> dict[str, Any] | None:
-    """Do some partitions, here or on a cluster; gives what the record says of its workers."""
+) -> tuple[dict[str, Any] | None, list[tuple[BucketTable, int]]]:
+    """Do some partitions, here or on a cluster: what the record says of its workers, and what `finish` may use."""
     if not cluster:
-        job.run(work, numbers, progress)
-        return None
-    return run_on_cluster(
+        return None, job.run(work, numbers, progress)
+    workers = run_on_cluster(
         job, work, numbers, cluster, progress, layer=layer, fingerprint=atlas_fingerprint(fingerprints)
     )
+    return workers, []
 
 
 def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = ()) -> Run:

@@ -40,6 +40,7 @@ def finish(
     seed: int | None,
     argv: Sequence[str],
     workers: Mapping[str, Any] | None = None,
+    held: list[tuple[BucketTable, int]] | None = None,
 ) -> Run:
     """Merge the parts, write buckets, cells and record, and give the run its name.
 
@@ -51,6 +52,8 @@ def finish(
         For the record.
     workers
         For the record too: the processes of a cluster that did the partitions.
+    held
+        The table of the only part and its empty cells, where this process has them still. Taken out of the list.
 
     Raises
     ------
@@ -68,14 +71,7 @@ def finish(
         )
     hasher = Hasher.load(work.path / HASHER)
     with timings.measure("finalize"):
-        table = BucketTable(
-            hasher.n_bits,
-            hasher.n_dims,
-            max_buckets=plan["max_buckets"],
-            bucket_bits=plan["bucket_bits"],
-            with_halves=True,
-        )
-        n_empty = work.merge_parts(numbers, table)
+        table, n_empty = held.pop() if held else _merged(work, plan, hasher)
         tokens, sums = table.tokens(half_means=False)
         del table  # as large as what is written next
         with ThreadPoolExecutor(1) as pool:
@@ -117,6 +113,18 @@ def finish(
     publish_at_once(work.path, target)
     remove(target / LOCK)
     return Run(target, meta)
+
+
+def _merged(work: WorkDir, plan: Mapping[str, Any], hasher: Hasher) -> tuple[BucketTable, int]:
+    """The table of all parts, and the number of empty cells."""
+    table = BucketTable(
+        hasher.n_bits,
+        hasher.n_dims,
+        max_buckets=plan["max_buckets"],
+        bucket_bits=plan["bucket_bits"],
+        with_halves=True,
+    )
+    return table, work.merge_parts(partitions(plan), table)
 
 
 def _write_cells(work: WorkDir, tokens: Tokens) -> None:

@@ -61,21 +61,31 @@ class EncodeJob:
         """Cells in some partitions."""
         return sum(stop - start for start, stop in map(self.bounds, numbers))
 
-    def run(self, work: WorkDir, numbers: list[int], progress: ProgressListener) -> None:
-        """Encode some partitions, one after the other, and keep them."""
+    def run(self, work: WorkDir, numbers: list[int], progress: ProgressListener) -> list[tuple[BucketTable, int]]:
+        """Encode some partitions, one after the other, and keep them.
+
+        Returns
+        -------
+        list of (table, n_empty)
+            What `finish` would read again, if it was all of the run in one partition; else empty.
+        """
         progress.start("encode", self.count(numbers), "cells")
+        held: list[tuple[BucketTable, int]] = []
         try:
             for number in numbers:
-                self.do(work, number, progress.advance)
+                held.clear()  # the table of one partition is enough to hold
+                held.append(self.do(work, number, progress.advance))
         finally:
             progress.finish()
+        return held if len(numbers) == len(self.numbers) == 1 and self.first_row == 0 else []
 
-    def do(self, work: WorkDir, number: int, advance: Callable[[int], None]) -> None:
+    def do(self, work: WorkDir, number: int, advance: Callable[[int], None]) -> tuple[BucketTable, int]:
         """Encode a partition and keep it: its codes, then its table, whose presence says that it is done."""
         start, stop = self.bounds(number)
         table, n_empty, codes = self.encode_rows(start, stop, advance)
         work.save_codes(number, start, codes)
         work.save_part(number, table, n_empty)
+        return table, n_empty
 
     def encode_rows(
         self, start: int, stop: int, advance: Callable[[int], None]
