@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,6 +33,7 @@ class Measured:
     wall_s, cpu_s : float
         Seconds of the clock from start to end, start-up included, and of its processors.
     peak_rss_mib : float
+        Up to the last look, a twentieth of a second before the end at most.
     read_mib, written_mib : float
         Bytes of its read and write calls, page cache or not; up to the last look before its end.
     error : str
@@ -55,7 +57,7 @@ class _Watch(threading.Thread):
         super().__init__(daemon=True)
         self._process, self._most_s, self._most_mib = psutil.Process(pid), most_s, most_mib
         self._over = threading.Event()
-        self.reason, self.read, self.written = "", 0.0, 0.0
+        self.reason, self.read, self.written, self.peak = "", 0.0, 0.0, 0.0
 
     def run(self) -> None:
         begin = time.perf_counter()
@@ -64,7 +66,9 @@ class _Watch(threading.Thread):
                 io = self._process.io_counters()
                 self.read, self.written = io.read_chars / _MIB, io.write_chars / _MIB
                 rss = self._process.memory_info().rss / _MIB
-            except psutil.Error:
+                # The kernel's own maximum since the program began. That of wait4 includes the parent's size at the fork.
+                self.peak = max(self.peak, _high_water_mib(self._process.pid))
+            except (psutil.Error, OSError):
                 return
             if time.perf_counter() - begin > self._most_s:
                 self.reason = "time"
@@ -99,11 +103,16 @@ def measure(command: Sequence[str], *, most_s: float = 3600.0, most_mib: float =
         output=_last_json(printed) if ended == "done" else {},
         wall_s=round(wall, 3),
         cpu_s=round(usage.ru_utime + usage.ru_stime, 3),
-        peak_rss_mib=round(usage.ru_maxrss / 1024, 1),
+        peak_rss_mib=round(watch.peak, 1),
         read_mib=round(watch.read, 1),
         written_mib=round(watch.written, 1),
         error="" if ended == "done" else errors[-400:],
     )
+
+
+def _high_water_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def hashstream(*words: object, **limits: float) -> Measured:
