@@ -66,7 +66,7 @@ class _Watch(threading.Thread):
                 io = self._process.io_counters()
                 self.read, self.written = io.read_chars / _MIB, io.write_chars / _MIB
                 rss = self._process.memory_info().rss / _MIB
-                # The kernel's own maximum since the program began. That of wait4 includes the parent's size at the fork.
+                # The kernel's maximum since the program began; that of wait4 includes the parent's size at the fork.
                 self.peak = max(self.peak, _high_water_mib(self._process.pid))
             except (psutil.Error, OSError):
                 return
