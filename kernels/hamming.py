@@ -352,7 +352,8 @@ def hamming_topk(
         return distances, rows
 
     if len(queries) < n_threads * SLICED_QUERIES and k < len(codes) >= 2 * SHARED_CODES and n_threads > 1:
-        # Too few queries to share the work of making bit planes: threads share the codes. Parts come in the order of rows, so that ties of a stable sort do too.
+        # Too few queries to share the work of making bit planes: threads share the codes. Parts come in the order of
+        # rows, so that ties of a stable sort do too.
         def search(start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
             found = _search(queries, codes[start:stop], min(k, stop - start))
             return found[0], found[1] + start
