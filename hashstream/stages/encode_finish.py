@@ -115,7 +115,7 @@ def finish(
     return Run(target, meta)
 
 
-def _merged(work: WorkDir, plan: Mapping[str, Any], hasher: Hasher) -> tuple[BucketTable, int]:
+def _merged(work: WorkDir, plan: dict[str, Any], hasher: Hasher) -> tuple[BucketTable, int]:
     """The table of all parts, and the number of empty cells."""
     table = BucketTable(
         hasher.n_bits,
