@@ -91,8 +91,7 @@ def write_markdown(path: Path, result: dict[str, Any]) -> None:
         "This page is written by",
         "",
         "```",
-        "python -m benchmarks.atlas --json benchmarks/results/atlas.json --tsv benchmarks/results/atlas.tsv \\",
-        "    --plot docs/atlas.png --markdown docs/atlas.md",
+        result["command"],
         "```",
         "",
         f"on {datetime.now(UTC):%Y-%m-%d}, {result['machine']}, {memory:.0f} GiB; Python {found['python']}, numpy "
@@ -115,7 +114,7 @@ def write_markdown(path: Path, result: dict[str, Any]) -> None:
         "",
         "## Peers",
         "",
-        others,
+        others if result["peers"] else "Not run here.",
         "",
     ]
     path.write_text("\n".join(lines))

@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import math
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -152,7 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
     for cells in sorted(own):
         jobs.append(whole_job(cells, reference, replicates=options.replicates))
         print(json.dumps(jobs[-1]), flush=True)
-    result: dict[str, Any] = {"machine": machine(), "shape": SHAPE, "jobs": jobs, "peers": found}
+    command = shlex.join(["python", "-m", "benchmarks.atlas", *(sys.argv[1:] if arguments is None else arguments)])
+    result: dict[str, Any] = {"command": command, "machine": machine(), "shape": SHAPE, "jobs": jobs, "peers": found}
     result["bars"] = bars(result)
     print(json.dumps(result["bars"], indent=1))
     if options.json is not None:
