@@ -147,7 +147,9 @@ def explain(
     rows = _sample(rows, settings.cells, seed)
     progress.note(f"reading {len(rows):,} cells of {', '.join(str(p) for p in atlas or run.input_paths)}")
     # A run of this very hasher was encoded with as few genes as there are, so they are enough.
-    own = model.fingerprint() == run.meta["hasher"]["fingerprint"]
+    own = model.fingerprint() == run.comparable_fingerprint
+    if own:
+        model = run.hasher()  # with the run's own moments, if genes were matched to the reference's
     min_overlap = 0.0 if own else DEFAULT_MIN_OVERLAP
     z, present = standardised_cells(open_run_atlas(run, atlas), rows, model, min_overlap=min_overlap)
     layers = hash_layers(model)

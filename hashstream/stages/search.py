@@ -167,7 +167,7 @@ def _check_hashers(among: Run | ReferenceDatabase, queries: Run) -> None:
     if isinstance(among, ReferenceDatabase):
         check_same_hasher(queries, among)
         return
-    ours, theirs = (run.meta["hasher"]["fingerprint"] for run in (queries, among))
+    ours, theirs = queries.comparable_fingerprint, among.meta["hasher"]["fingerprint"]
     if ours != theirs:
         raise InputError(
             f"{queries.path} and {among.path} were encoded with different hashers ({ours[:12]} and {theirs[:12]}), so "

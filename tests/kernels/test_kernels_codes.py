@@ -332,8 +332,19 @@ def test_sums_in_bit_planes_with_and_without_ternary_logic(ternary: bool, n_word
     limits = _limits_to(n_bits, n_levels)
     distances = (bits != query).sum(axis=1)
     smallest = int(distances.min())
-    for limit in (1, smallest, smallest + 1, smallest + 2, n_bits // 2, n_bits, n_bits + 1):
-        if limit:
-            below = np.empty(8, np.uint64)
-            assert ask((0,) * n_words, tables, choices, limits, limit * n_levels, below) == (smallest < limit)
-            np.testing.assert_array_equal(kernels.unpack_bits(below[:, None], 64).T.ravel(), distances < limit)
+    # The search never asks for what is nearer than 0; `test_topk_of_repeated_codes` sees to that.
+    for limit in (1, max(smallest, 1), smallest + 1, smallest + 2, n_bits // 2, n_bits, n_bits + 1):
+        below = np.empty(8, np.uint64)
+        assert ask((0,) * n_words, tables, choices, limits, limit * n_levels, below) == (smallest < limit)
+        np.testing.assert_array_equal(kernels.unpack_bits(below[:, None], 64).T.ravel(), distances < limit)
+
+
+@pytest.mark.parametrize("k", [1, 10, 60])
+def test_topk_of_repeated_codes(k: int) -> None:
+    rng = np.random.default_rng(0)
+    codes = np.repeat(rng.integers(0, 2**64, (3, 1), dtype=np.uint64), 3_000, axis=0)
+    queries = codes[::100]
+    for found, meant in zip(
+        kernels.hamming_topk(queries, codes, k), reference.hamming_topk(queries, codes, k), strict=True
+    ):
+        np.testing.assert_array_equal(found, meant)

@@ -142,6 +142,22 @@ def test_a_matched_query_is_standardised_by_its_own_moments(made: Path, tmp_path
     assert evaluate(Run.open(tmp_path / "run"), "cell_type")["label"]["accuracy"] > 0.95
 
 
+def test_a_matched_run_is_explained_by_its_own_moments(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hashstream.stages import explain as stage
+
+    run = encode(made / "atlas.h5ad", tmp_path / "run", hasher=made / "hasher", moment_match=True)
+    assert run is not None
+    annotate_by_anchors(run, hasher=made / "hasher", unknown_threshold=0)
+    used, read = [], stage.standardised_cells
+    monkeypatch.setattr(
+        stage, "standardised_cells", lambda *a, **k: (used.append(a[2].fingerprint()), read(*a, **k))[1]
+    )
+    explain(run.path, hasher=made / "hasher", target=tmp_path / "genes.csv", settings=ExplainSettings(cell=0))
+    assert used == [run.hasher().fingerprint()] != [Hasher.load(made / "hasher").fingerprint()]
+
+
 def test_moments_of_few_cells_are_refused(made: Path, tmp_path: Path, hashstream: Cli) -> None:
     anndata.read_h5ad(made / "atlas.h5ad")[:20].copy().write_h5ad(tmp_path / "few.h5ad")
     words = ("encode", tmp_path / "few.h5ad", "-o", tmp_path / "run", "--moment-match")
