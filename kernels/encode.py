@@ -274,6 +274,8 @@ def encode_rows(
     gene_map = checked_gene_map(gene_map, weights.n_genes)
     used = gene_map >= 0
     rising = bool(np.all(np.diff(gene_map[used]) > 0))
+    used_bits = np.zeros(-(-max(len(gene_map), 1) // 64) * 8, np.uint8)
+    used_bits[: -(-len(gene_map) // 8)] = np.packbits(used, bitorder="little")
     n_rows = len(indptr) - 1
     result = EncodedRows(
         np.empty((n_rows, weights.n_words), np.uint64),
@@ -294,7 +296,7 @@ def encode_rows(
             out.totals[:], out.flags[:] = check_arrays(*rows, len(gene_map))
             genes, values, starts = scratch.entries(len(rows[1]), last - first)
             select_rows(
-                *rows, out.totals, out.flags, gene_map, used.view(np.uint8), weights.cap, capped, rising,
+                *rows, out.totals, out.flags, gene_map, used_bits.view(np.uint64), weights.cap, capped, rising,
                 weights.target_sum, genes, values, starts,
             )  # fmt: skip
             _project(genes, values, starts, weights, scratch, out)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -211,6 +210,9 @@ def _principal_components(
     gram -= n_cells * np.outer(centre, centre)
     gram /= max(n_cells - 1, 1)
     first = n_genes - n_components
+    # A fifth of a second to import, which encoding with a given Hasher does not need.
+    import scipy.linalg
+
     _, vectors = scipy.linalg.eigh(gram, subset_by_index=(first, n_genes - 1), overwrite_a=True, check_finite=False)
     vectors = vectors[:, ::-1]
     # An eigenvector's sign is arbitrary; the largest loading is made positive so that a fit is reproducible.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from hashstream.atlas import Atlas
 from hashstream.buckets import BucketTable
 from hashstream.hashing import BoundHasher, Hasher
-from hashstream.kernels import RowFlag
+from hashstream.kernels import EncodedRows, RowFlag
 from hashstream.runtime.events import ProgressListener
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.encode_stream import encoded_chunks
@@ -62,59 +64,99 @@ class EncodeJob:
         return sum(stop - start for start, stop in map(self.bounds, numbers))
 
     def run(self, work: WorkDir, numbers: list[int], progress: ProgressListener) -> list[tuple[BucketTable, int]]:
-        """Encode some partitions, one after the other, and keep them.
+        """Encode some partitions, one after the other, and keep each while the next one is encoded.
 
         Returns
         -------
         list of (table, n_empty)
-            What `finish` would read again, if it was all of the run in one partition; else empty.
+            What `finish` would merge from the parts, if all of the run was done here; else empty.
         """
+        merged: list[tuple[BucketTable, int]] = []
+        all_of_it = len(numbers) == len(self.numbers) and self.first_row == 0
+
+        def keep(number: int, table: BucketTable, n_empty: int, codes: NDArray[np.uint64]) -> None:
+            self._keep(work, number, table, n_empty, codes)
+            if not all_of_it:
+                return
+            if merged:
+                before, empty_before = merged.pop()
+                before.merge(table)
+                table, n_empty = before, empty_before + n_empty
+            merged.append((table, n_empty))
+
         progress.start("encode", self.count(numbers), "cells")
-        held: list[tuple[BucketTable, int]] = []
         try:
-            for number in numbers:
-                held.clear()  # the table of one partition is enough to hold
-                held.append(self.do(work, number, progress.advance))
+            with closing(self._chunks(numbers)) as chunks, ThreadPoolExecutor(1, "hashstream-keeper") as pool:
+                keeping: Future[None] | None = None
+                bucket_bits = self.settings.bucket_bits
+                for number in numbers:
+                    done = self._count(chunks, number, progress.advance, bucket_bits)
+                    # No part of the cells needs a shorter prefix than all: the next may begin with this one's.
+                    bucket_bits = done[0].bucket_bits
+                    if keeping is not None:
+                        keeping.result()  # no more than one table waits
+                    keeping = pool.submit(keep, number, *done)
+                    del done
+                if keeping is not None:
+                    keeping.result()
         finally:
             progress.finish()
-        return held if len(numbers) == len(self.numbers) == 1 and self.first_row == 0 else []
+        return merged
 
-    def do(self, work: WorkDir, number: int, advance: Callable[[int], None]) -> tuple[BucketTable, int]:
-        """Encode a partition and keep it: its codes, then its table, whose presence says that it is done."""
-        start, stop = self.bounds(number)
-        table, n_empty, codes = self.encode_rows(start, stop, advance)
-        work.save_codes(number, start, codes)
+    def do(self, work: WorkDir, number: int, advance: Callable[[int], None]) -> None:
+        """Encode a partition and keep it."""
+        with closing(self._chunks([number])) as chunks:
+            self._keep(work, number, *self._count(chunks, number, advance, self.settings.bucket_bits))
+
+    def _keep(self, work: WorkDir, number: int, table: BucketTable, n_empty: int, codes: NDArray[np.uint64]) -> None:
+        """Keep the codes of a partition, then its table, whose presence says that it is done."""
+        work.save_codes(number, self.bounds(number)[0], codes)
         work.save_part(number, table, n_empty)
-        return table, n_empty
 
-    def encode_rows(
-        self, start: int, stop: int, advance: Callable[[int], None]
+    def _chunks(self, numbers: Sequence[int]) -> Generator[tuple[int, EncodedRows]]:
+        """The encoded chunks of some partitions, one after the other; rows are the atlas's."""
+        spans = [(start - self.first_row, stop - self.first_row) for start, stop in map(self.bounds, numbers)]
+        yield from encoded_chunks(self.atlas, self.bound, self.settings, self.chunk_bytes, spans=spans)
+
+    def _count(
+        self,
+        chunks: Iterator[tuple[int, EncodedRows]],
+        number: int,
+        advance: Callable[[int], None],
+        bucket_bits: int | None,
     ) -> tuple[BucketTable, int, NDArray[np.uint64]]:
-        """Encode rows `start` to `stop` of the run.
+        """Take the chunks of one partition.
 
         Returns
         -------
         table : BucketTable
         n_empty : int
             Cells without counts.
-        codes : (stop - start, n_words) uint64
+        codes : (n_cells, n_words) uint64
         """
-        settings = self.settings
         table = BucketTable(
             self.hasher.n_bits,
             self.hasher.n_dims,
-            max_buckets=settings.max_buckets,
-            bucket_bits=settings.bucket_bits,
+            max_buckets=self.settings.max_buckets,
+            bucket_bits=bucket_bits,
             with_halves=True,
         )
-        out = np.empty((stop - start, table.n_words), dtype=np.uint64)
-        n_empty = 0
-        low, high = start - self.first_row, stop - self.first_row
-        for first, encoded in encoded_chunks(self.atlas, self.bound, settings, self.chunk_bytes, start=low, stop=high):
-            n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
-            out[first - low : first - low + len(encoded.codes)] = encoded.codes
-            # A cell's half is that of its row in the run.
-            table.add(encoded.codes, encoded.embedding, first_row=self.first_row + first)
-            advance(len(encoded.codes))
+        start, stop = self.bounds(number)
+        codes = np.empty((stop - start, table.n_words), dtype=np.uint64)
+        n_empty = n_done = 0
+        with ThreadPoolExecutor(1, "hashstream-counter") as pool:
+            counting: Future[None] | None = None
+            while n_done < len(codes):
+                first, encoded = next(chunks)
+                n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
+                codes[n_done : n_done + len(encoded.codes)] = encoded.codes
+                n_done += len(encoded.codes)
+                if counting is not None:
+                    counting.result()
+                # One chunk is counted while the next is encoded. A cell's half is that of its row in the run.
+                counting = pool.submit(table.add, encoded.codes, encoded.embedding, first_row=self.first_row + first)
+                advance(len(encoded.codes))
+            if counting is not None:
+                counting.result()
         table.fit()
-        return table, n_empty, out
+        return table, n_empty, codes

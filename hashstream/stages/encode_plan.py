@@ -140,10 +140,11 @@ def shape_of(hasher: Hasher | PcaItqSettings) -> tuple[int, int, int]:
 def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaItqSettings) -> Projection:
     """The memory model of `encode`.
 
-    Counted are a fresh process with its libraries and compiled kernels, the folded weights, the bucket table (with a
-    part that is merged into it, then a sorted copy, the tokens and their parquet form), the codes of a partition, and
-    chunks: one with the kernels, `DEFAULT_DEPTH` in the queue, one being read, its decoding, and what the kernels make
-    of one. With settings instead of a Hasher, one is fitted first.
+    Counted are a fresh process with its libraries and compiled kernels, the folded weights, four times the bucket table
+    (that of a partition, the one before it, which is being kept, and all merged; later that, a sorted copy, the tokens
+    and their parquet form), the codes of two partitions, and chunks: one with the kernels, `DEFAULT_DEPTH` in the queue, one being read, its decoding, and what the kernels make
+    of one; of an atlas on the network, the bytes of one on their way too. With settings instead of a Hasher, one is
+    fitted first.
     """
     n_bits, n_dims, n_genes = shape_of(hasher)
     n_words = (n_bits + 63) // 64
@@ -158,6 +159,9 @@ def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaI
     on_gpu = settings.device == "cuda"
     if on_gpu:
         fixed["cuda"] = _CUDA_BYTES
+    network = max(store.network_bytes for store in atlas.stores)
+    if network:
+        fixed["network"] = network
     if not isinstance(hasher, Hasher):
         nnz = [s.matrix.nnz if s.matrix.nnz is not None else s.n_cells * s.n_genes // 4 for s in atlas.stores]
         sample_nnz = min(sum(nnz), DEFAULT_SAMPLE_NNZ)
@@ -168,7 +172,7 @@ def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaI
         fixed["fit"] = max(0, int(fit) - fixed["buckets"] - fixed["codes"])
     return Projection(
         fixed=fixed,
-        chunk_copies=DEFAULT_DEPTH + 4.0 + (N_SLOTS if on_gpu else 0),
+        chunk_copies=DEFAULT_DEPTH + 4.0 + bool(network) + (N_SLOTS if on_gpu else 0),
         smallest_chunk=max(max(s.matrix.max_row_bytes for s in atlas.stores), MIB),
     )
 

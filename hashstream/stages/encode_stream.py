@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from hashstream.atlas import Atlas, CsrChunk, plan_ranges, stream_chunks
 from hashstream.atlas.sample import raise_on_bad_rows
@@ -20,10 +21,9 @@ def encoded_chunks(
     settings: EncodeSettings,
     chunk_bytes: int,
     *,
-    start: int = 0,
-    stop: int | None = None,
+    spans: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[tuple[int, EncodedRows]]:
-    """Encode rows `start` to `stop` of an atlas, chunk by chunk, in order.
+    """Encode rows of an atlas, chunk by chunk, in order.
 
     Parameters
     ----------
@@ -31,6 +31,8 @@ def encoded_chunks(
         The Hasher, made ready for each store.
     chunk_bytes
         Size of a chunk; see `hashstream.atlas.plan_ranges`.
+    spans
+        Rows (start, stop) to encode, one span after the other; no chunk crosses from one into the next. None: all rows.
 
     Yields
     ------
@@ -43,7 +45,10 @@ def encoded_chunks(
     InputError
         A row cannot be read, or holds what counts cannot be.
     """
-    ranges = plan_ranges(atlas, chunk_bytes=chunk_bytes, chunk_rows=settings.chunk_rows, start=start, stop=stop)
+    ranges = chain.from_iterable(
+        plan_ranges(atlas, chunk_bytes=chunk_bytes, chunk_rows=settings.chunk_rows, start=start, stop=stop)
+        for start, stop in ([(0, atlas.n_cells)] if spans is None else spans)
+    )
     chunks = stream_chunks(atlas, ranges)
     if settings.device == "cuda":
         done = encode_on_device(chunks, bound, max_bytes=parse_bytes(settings.max_memory))
