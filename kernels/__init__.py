@@ -12,6 +12,7 @@ from hashstream.kernels.buckets import (
 )
 from hashstream.kernels.encode import ACTIVATIONS, EncodedRows, EncoderWeights, encode_rows, prepare_weights
 from hashstream.kernels.hamming import hamming_distances, hamming_topk
+from hashstream.kernels.largest import largest_columns
 from hashstream.kernels.moments import GeneMoments, gene_moments
 from hashstream.kernels.multi_index import MultiIndex
 from hashstream.kernels.neighbours import hamming_neighbours
@@ -50,6 +51,7 @@ __all__ = [
     "hamming_radius",
     "hamming_radius_blocks",
     "hamming_topk",
+    "largest_columns",
     "log_normalise",
     "lookup_buckets",
     "merge_buckets",

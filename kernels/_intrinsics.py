@@ -108,6 +108,21 @@ def below_mask(typingctx: Any, values: Any, at: Any, limit: Any) -> Any:
     return types.uint64(values, types.int64, types.uint16), codegen
 
 
+@intrinsic
+def above_mask(typingctx: Any, values: Any, at: Any, limit: Any) -> Any:
+    """For 64 values ``values[at:]`` (flat, float32) a uint64 whose bit i says whether value i is above `limit`."""
+    if limit != types.float32 or values.dtype != types.float32:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), 64)
+        pointer = builder.gep(_data_pointer(context, builder, signature.args[0], args[0]), [args[1]])
+        above = builder.fcmp_ordered(">", _vector_load(builder, pointer, vector), _splat(builder, args[2], vector))
+        return builder.bitcast(above, ir.IntType(64))
+
+    return types.uint64(values, types.int64, types.float32), codegen
+
+
 def _data_pointer(context: Any, builder: Any, array_type: Any, value: Any) -> Any:
     return context.make_array(array_type)(context, builder, value).data
 

@@ -1,4 +1,4 @@
-"""What the kernels of `retrieve` and `sorted_counts` mean, in plain NumPy, with the same names and signatures."""
+"""What the kernels of `retrieve`, `largest` and `sorted_counts` mean: plain NumPy, the same names and signatures."""
 
 from __future__ import annotations
 
@@ -99,3 +99,9 @@ def first_out_of_order(keys: Any) -> int:
     """The first key whose words, last first, are not above those of the key before."""
     reversed_keys = [tuple(map(int, key))[::-1] for key in keys]
     return next((row for row in range(1, len(keys)) if reversed_keys[row] <= reversed_keys[row - 1]), -1)
+
+
+def largest_columns(values: Any, k: int, *, n_threads: int = 1) -> NDArray[np.int32]:
+    """See `hashstream.kernels.largest.largest_columns`."""
+    values = np.asarray(values, dtype=np.float32)
+    return np.argsort(-values, axis=1, kind="stable")[:, :k].astype(np.int32)

@@ -231,9 +231,9 @@ def select_rows(  # type: ignore[no-untyped-def]
 ):
     """Log-normalised values of the chosen genes, row after row.
 
-    Row r gets ``values[starts[r]:starts[r + 1]]`` of the hasher's `genes`, in ascending order of the gene. Bit
-    c % 64 of ``used[c // 64]`` says whether column c is mapped. `genes` and `values` need a place more than all selected values. Stored zeros are
-    dropped, as if they were not stored.
+    Row r gets ``values[starts[r]:starts[r + 1]]`` of the hasher's `genes`, in ascending order of the gene. Bit ``c %
+    64`` of ``used[c // 64]`` says whether column c is mapped. `genes` and `values` need a place more than all selected
+    values. Stored zeros are dropped, as if they were not stored.
     """
     n_genes = len(cap)
     longest = 0

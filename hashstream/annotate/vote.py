@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from hashstream.buckets import Tokens
 from hashstream.errors import InputError
-from hashstream.kernels import prefix_mask
+from hashstream.kernels import largest_columns, prefix_mask
 
 UNKNOWN = "unknown"
-#: Query buckets x reference buckets whose cosines are held at once (float32, 64 MiB).
-_BLOCK_ELEMENTS = 1 << 24
+#: Query buckets x reference buckets whose cosines are held at once (float32, 32 MiB).
+_BLOCK_ELEMENTS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def vote_labels(
     n_neighbours: int = 15,
     unknown_threshold: float = 0.5,
     keep_shares: bool = False,
+    n_threads: int = 1,
 ) -> Vote:
     """Label query buckets by their nearest reference buckets.
 
@@ -66,6 +67,8 @@ def vote_labels(
         Confidence below which a bucket gets no label; 0 labels every bucket.
     keep_shares
         Whether the shares of all labels are wanted, not only the winner's.
+    n_threads
+        Threads that look for the nearest buckets.
 
     Raises
     ------
@@ -79,15 +82,18 @@ def vote_labels(
     n_voters = min(n_neighbours, len(labelled))
     mask = prefix_mask(min(query.bucket_bits, reference.bucket_bits), query.codes.shape[1])
     query_codes, reference_codes = query.codes & mask, reference.codes[labelled] & mask
-    query_means, reference_means = _unit(query.means), _unit(reference.means[labelled])
+    query_means = _unit(query.means)
+    reference_means = np.ascontiguousarray(_unit(reference.means[labelled]).T)
     labels = np.empty(query.n_tokens, dtype=np.int32)
     confidence = np.empty(query.n_tokens)
     distance = np.empty(query.n_tokens)
     shares = np.empty((query.n_tokens, label_counts.shape[1]), dtype=np.float32) if keep_shares else None
     rows_at_once = max(1, _BLOCK_ELEMENTS // len(labelled))
+    room = np.empty((min(rows_at_once, query.n_tokens), len(labelled)), dtype=np.float32)
     for start in range(0, query.n_tokens, rows_at_once):
         block = slice(start, min(start + rows_at_once, query.n_tokens))
-        voters = _largest(query_means[block] @ reference_means.T, n_voters)
+        cosines = np.matmul(query_means[block], reference_means, out=room[: block.stop - start])
+        voters = largest_columns(cosines, n_voters, n_threads=n_threads)
         cells = votes_of[voters].sum(axis=2)
         voting = np.cumsum(cells, axis=1) - cells < n_neighbours
         votes = np.einsum("qk,qkl->ql", voting, votes_of[voters])
@@ -106,13 +112,3 @@ def _unit(means: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows scaled to length 1; a row of zeros stays."""
     length = np.linalg.norm(means, axis=1, keepdims=True)
     return means / np.maximum(length, np.float32(1e-12))
-
-
-def _largest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Columns of the k largest scores of each row, largest first, ties to the lower column."""
-    if k < scores.shape[1]:
-        columns = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
-    else:
-        columns = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hashstream.annotate import UNKNOWN, vote_labels
 from hashstream.annotate.hierarchy import hierarchical_labels, parents_from_counts, read_hierarchy
 from hashstream.errors import InputError, SettingsError
-from hashstream.runtime.provenance import peak_rss_bytes
+from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run, categories
 from hashstream.runtime.schema import LABEL_LEVEL, LABELS
 from hashstream.stages.truth import bucket_counts, run_column
@@ -81,6 +81,7 @@ def annotate(
         n_neighbours=n_neighbours,
         unknown_threshold=unknown_threshold,
         keep_shares=parents is not None,
+        n_threads=available_threads(),
     )
     all_names, found, confidence, levels = [*names], vote.labels, vote.confidence, None
     if parents is not None and vote.shares is not None:

@@ -142,9 +142,9 @@ def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaI
 
     Counted are a fresh process with its libraries and compiled kernels, the folded weights, four times the bucket table
     (that of a partition, the one before it, which is being kept, and all merged; later that, a sorted copy, the tokens
-    and their parquet form), the codes of two partitions, and chunks: one with the kernels, `DEFAULT_DEPTH` in the queue, one being read, its decoding, and what the kernels make
-    of one; of an atlas on the network, the bytes of one on their way too. With settings instead of a Hasher, one is
-    fitted first.
+    and their parquet form), the codes of two partitions, and chunks: one with the kernels, `DEFAULT_DEPTH` in the
+    queue, one being read, its decoding, and what the kernels make of one; of an atlas on the network, the bytes of one
+    on their way too. With settings instead of a Hasher, one is fitted first.
     """
     n_bits, n_dims, n_genes = shape_of(hasher)
     n_words = (n_bits + 63) // 64

@@ -99,19 +99,26 @@ def _aside(target: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _result_columns(run: Run, taken: set[str]) -> dict[str, pd.Series]:
-    """The columns of cells.parquet but the row number, under names that are free."""
+def _result_names(run: Run, taken: set[str]) -> dict[str, str]:
+    """The columns of cells.parquet but the row number, and for each a name that is free."""
     names = [name for name in run.cell_columns() if name != "row"]
-    pieces = [batch.to_pandas() for batch in run.iter_cells(names)]
-    frame = {}
-    for name in names:
-        parts = [piece[name] for piece in pieces]
+    return {name: _PREFIX + name if name in taken else name for name in names}
+
+
+def _write_results(root: Any, run: Run, names: dict[str, str], order: list[str]) -> None:
+    """Add columns to obs, which has those of `order`; one at a time, as each takes memory for all cells."""
+    from anndata.io import write_elem
+
+    obs = root["obs"]
+    for name, free_name in names.items():
+        parts = [batch.to_pandas()[name] for batch in run.iter_cells([name])]
         if isinstance(parts[0].dtype, pd.CategoricalDtype):
             joined = pd.Series(pd.api.types.union_categoricals([p.array for p in parts]).remove_unused_categories())
+            write_elem(obs, free_name, joined.array)
         else:
-            joined = pd.concat(parts, ignore_index=True)
-        frame[_PREFIX + name if name in taken else name] = joined
-    return frame
+            write_elem(obs, free_name, np.concatenate([part.to_numpy() for part in parts]))
+    added = list(names.values())
+    obs.attrs["column-order"] = [*[name for name in order if name not in added], *added]
 
 
 def _embedding_blocks(run: Run) -> Any:
@@ -126,10 +133,6 @@ def _write_new(run: Run, source: Atlas, partial: Path, suffix: str, *, counts: b
     import anndata
     from anndata.io import write_elem
 
-    obs = _source_obs(source)
-    results = _result_columns(run, set(obs.columns))
-    for name, values in results.items():
-        obs[name] = values.to_numpy() if not isinstance(values.dtype, pd.CategoricalDtype) else values.array
     genes = [store.gene_names for store in source.stores]
     if counts and any(len(g) != len(genes[0]) or (g != genes[0]).any() for g in genes[1:]):
         raise SettingsError(
@@ -137,19 +140,23 @@ def _write_new(run: Run, source: Atlas, partial: Path, suffix: str, *, counts: b
             "export with --no-counts."
         )
     var = source.stores[0].var if counts else pd.DataFrame(index=pd.Index([], dtype=str))
-    skeleton = anndata.AnnData(obs=obs, var=var)
-    skeleton.uns["hashstream"] = {"run": str(run.path), "hasher": run.meta["hasher"]["fingerprint"]}
     root = _create(partial, suffix)
     try:
         with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+            skeleton = anndata.AnnData(obs=_source_obs(source), var=var)
+            skeleton.uns["hashstream"] = {"run": str(run.path), "hasher": run.meta["hasher"]["fingerprint"]}
+            order = [str(name) for name in skeleton.obs.columns]
             write_elem(root, "/", skeleton)
+            del skeleton
+            names = _result_names(run, set(order))
+            _write_results(root, run, names, order)
         _write_obsm(root, run)
         if counts:
             _copy_counts(root, source)
     finally:
         if suffix == ".h5ad":
             root.close()
-    return list(results)
+    return list(names.values())
 
 
 def _create(path: Path, suffix: str) -> Any:
@@ -171,7 +178,7 @@ def _source_obs(source: Atlas) -> pd.DataFrame:
     data = {name: source.obs_column(name) for name in shared}
     return pd.DataFrame(
         {k: v.to_numpy() if not isinstance(v.dtype, pd.CategoricalDtype) else v.array for k, v in data.items()},
-        index=pd.Index(names.astype(str)),
+        index=pd.Index(names).astype(str),  # not NumPy's astype, which would hold every name twice
     )
 
 
@@ -240,7 +247,6 @@ def _append(array: Any, values: NDArray[Any]) -> None:
 def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
     import anndata
     import zarr
-    from anndata.io import write_elem
 
     use_fastest_pipeline()
     try:
@@ -256,25 +262,21 @@ def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
         raise InputError(f"{target}: {n_rows} cells, but {run.path} encodes {run.n_cells}; export into its own atlas.")
     mine = {name for name in order if name in set(dict(obs.attrs).get("hashstream-columns", []))}
     foreign = set(order) - mine
-    results = _result_columns(run, set() if force else foreign)
+    names = _result_names(run, set() if force else foreign)
     with _aside(target) as folder:
         # obs and obsm are made anew beside the store, of links to what stays, and put in place whole.
         made: Any = zarr.create_group(folder / "store", zarr_format=root.metadata.zarr_format)
         for name in ("obs", "obsm"):
             if (target / name).is_dir():
                 shutil.copytree(target / name, folder / "store" / name, copy_function=_link)
-        obs = made["obs"]
         with anndata.settings.override(zarr_write_format=root.metadata.zarr_format, auto_shard_zarr_v3=True):
-            for name, values in results.items():
-                categorical = isinstance(values.dtype, pd.CategoricalDtype)
-                write_elem(obs, name, values.array if categorical else values.to_numpy())
+            _write_results(made, run, names, order)
         _write_obsm(made, run)
-        obs.attrs["hashstream-columns"] = sorted(results)
-        obs.attrs["column-order"] = [*[n for n in order if n not in results], *results]
+        made["obs"].attrs["hashstream-columns"] = sorted(names.values())
         for name in ("obsm", "obs"):
             publish_at_once(folder / "store" / name, target / name)
     _consolidate(target)
-    return {"target": str(target), "cells": run.n_cells, "obs": list(results), "obsm": [OBSM_KEY]}
+    return {"target": str(target), "cells": run.n_cells, "obs": list(names.values()), "obsm": [OBSM_KEY]}
 
 
 def _link(source: str, target: str) -> None:
