@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,13 +17,13 @@ from hashstream.buckets import Tokens
 from hashstream.errors import InputError
 from hashstream.hashing import Hasher
 from hashstream.runtime import schema
-from hashstream.runtime.files import partial_path, write_json
+from hashstream.runtime.files import partial_path
+from hashstream.runtime.record import META, read_record, write_record
 from hashstream.runtime.run_lock import hold_run
 
 CODES = "codes.zarr"
 BUCKETS = "buckets.parquet"
 CELLS = "cells.parquet"
-META = "run.json"
 HASHER = "hasher"
 CODE_CHUNK_ROWS = 1 << 16
 BATCH_ROWS = 1 << 18
@@ -58,19 +57,7 @@ class Run:
         if not path.is_dir():
             remedy = "finish it with `hashstream encode --resume`" if partial_path(path).is_dir() else "make it first"
             raise InputError(f"{path}: no such run; {remedy} (`hashstream encode ATLAS -o {path.name}`).")
-        try:
-            meta = json.loads((path / META).read_text())
-            version = meta["format_version"]
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: not a run of HashStream: it has no {META}.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}/{META}: damaged ({type(error).__name__}: {error}). Encode again.") from error
-        if version != schema.FORMAT_VERSION:
-            raise InputError(
-                f"{path}: run of format version {version}; this version of HashStream reads {schema.FORMAT_VERSION}. "
-                "Encode again, or use the version that wrote it."
-            )
-        _check_meta(meta, path / META)
+        meta = read_record(path)
         run = cls(path, meta)
         run._check()
         return run
@@ -291,7 +278,7 @@ class Run:
 
     def _note(self, now: Mapping[str, Any], stage: str, record: Mapping[str, Any]) -> Run:
         meta = {**now, "stages": {**now.get("stages", {}), stage: dict(record)}}
-        write_json(self.path / META, meta)
+        write_record(self.path, meta)
         return replace(self, meta=meta)
 
     def _parquet(self, name: str) -> pq.ParquetFile:
@@ -309,21 +296,6 @@ class Run:
             raise InputError(
                 f"{self.path / name}: cannot be read ({error}). The run is damaged; encode again."
             ) from error
-
-
-def _check_meta(meta: Any, where: Path) -> None:
-    """Raise InputError unless a record has the entries that stages read, and of the right kind."""
-    numbers = ("n_cells", "n_bits", "n_dims", "n_buckets", "bucket_bits")
-    source, hasher = meta.get("input"), meta.get("hasher")
-    wrong = [name for name in numbers if type(meta.get(name)) is not int or meta[name] < 1]
-    if not isinstance(source, dict) or not isinstance(source.get("paths"), list):
-        wrong.append("input")
-    if not isinstance(hasher, dict) or "fingerprint" not in hasher:
-        wrong.append("hasher")
-    if not isinstance(meta.get("stages"), dict):
-        wrong.append("stages")
-    if wrong:
-        raise InputError(f"{where}: damaged: {', '.join(wrong)} missing, or not as expected. Encode again.")
 
 
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}

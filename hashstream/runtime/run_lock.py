@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hashstream.errors import InputError, SettingsError
+from hashstream.runtime.record import read_record
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def hold_run(path: Path, made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     SettingsError
         If another process holds the run.
     InputError
-        If another run stands there by now.
+        If another run stands there by now, or its record is damaged.
     """
     record = path / "hasher" / "hasher.json"
     with record.open("r+b") as handle:  # network file systems lock only what is open for writing
@@ -50,7 +50,7 @@ def hold_run(path: Path, made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             raise SettingsError(
                 f"{path}: another process is writing into this run; wait until it is done, and try again."
             ) from error
-        now = json.loads((path / "run.json").read_text())
+        now = read_record(path)
         same_file = os.fstat(handle.fileno()).st_ino == record.stat().st_ino
         if not same_file or any(now.get(key) != made.get(key) for key in ("created", "n_cells", "hasher")):
             raise InputError(

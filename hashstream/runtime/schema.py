@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from hashstream.errors import InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.memory import trim
 from hashstream.runtime.provenance import Timings
-from hashstream.runtime.run import BUCKETS, CELLS, CODES, HASHER, META, Run
+from hashstream.runtime.record import META
+from hashstream.runtime.run import BUCKETS, CELLS, CODES, HASHER, Run
 from hashstream.runtime.run_lock import hold_run
 from hashstream.runtime.schema import REQUIRED_CELL_COLUMNS
 from hashstream.stages.distribute import ClusterSettings, require_distributed

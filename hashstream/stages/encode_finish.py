@@ -21,10 +21,11 @@ from hashstream.hashing import Hasher
 from hashstream.runtime import schema
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.exchange import publish_at_once
-from hashstream.runtime.files import remove, write_json
+from hashstream.runtime.files import remove
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.provenance import Timings, peak_rss_bytes, versions
-from hashstream.runtime.run import BATCH_ROWS, BUCKETS, CELLS, HASHER, META, PARQUET_OPTIONS, Run, write_tokens
+from hashstream.runtime.record import write_record
+from hashstream.runtime.run import BATCH_ROWS, BUCKETS, CELLS, HASHER, PARQUET_OPTIONS, Run, write_tokens
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.workdir import LOCK, WorkDir, partitions
 
@@ -108,7 +109,7 @@ def finish(
         "peak_rss_bytes": peak_rss_bytes(),
         "stages": {},
     }
-    write_json(work.path / META, meta)
+    write_record(work.path, meta)
     work.clean()
     publish_at_once(work.path, target)
     remove(target / LOCK)

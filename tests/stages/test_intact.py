@@ -92,6 +92,18 @@ def test_a_record_with_odd_entries(run: Run, name: str, value: object) -> None:
         Run.open(run.path)
 
 
+def test_a_record_that_was_changed_without_its_checksum(run: Run) -> None:
+    text = (run.path / "run.json").read_text()
+    cells = f'"n_empty_cells": {run.meta["n_empty_cells"]}'
+    assert cells in text
+    for changed in (text.replace(cells, '"n_empty_cells": 7'), text.replace('"sha256"', '"sha257"')):
+        (run.path / "run.json").write_text(changed)
+        with pytest.raises(InputError, match="run.json: damaged: its content is not what its checksum says"):
+            Run.open(run.path)
+        with pytest.raises(InputError, match="run.json: damaged: its content is not what its checksum says"):
+            run.note_stage("cluster", {})
+
+
 def test_a_write_that_was_cut_short_is_a_full_disk() -> None:
     assert is_disk_full(OSError("1424 requested and 1211 written"))
     assert not is_disk_full(OSError("something else"))

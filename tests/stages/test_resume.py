@@ -184,6 +184,18 @@ def test_resume_refuses_an_input_changed_anywhere(atlas: Path, whole: Run, tmp_p
 SMALL_ANY = EncodeSettings(partition_rows=CODE_CHUNK_ROWS, threads=1, max_buckets=3000, min_overlap=0.0)
 
 
+def test_a_clock_that_went_back_does_not_matter(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    interrupted(atlas, tmp_path / "run", whole.path / "hasher")
+    later = time.time() + 365 * 24 * 3600
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left
+    for path in left:
+        os.utime(path, (later, later))
+    run = encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL, resume=True)
+    assert run is not None
+    assert content(run.path) == content(whole.path)
+
+
 def test_without_resume_a_run_starts_over(atlas: Path, whole: Run, tmp_path: Path) -> None:
     interrupted(atlas, tmp_path / "run", whole.path / "hasher")
     run = encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL)
