@@ -104,3 +104,9 @@ def without_type(path: Path, label: str, target: Path) -> None:
 
 def labels_of(path: Path) -> NDArray[np.object_]:
     return anndata.read_h5ad(path, backed="r").obs[TRUTH].astype(str).to_numpy()
+
+
+def batch_column(path: Path) -> str | None:
+    """The column that names the batches of a file, if it has more than one."""
+    obs = anndata.read_h5ad(path, backed="r").obs
+    return BATCH if BATCH in obs and obs[BATCH].nunique() > 1 else None

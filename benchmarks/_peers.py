@@ -10,6 +10,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,23 @@ PEERS: dict[str, Callable[[str], tuple[NDArray[np.integer], Any]]] = {
 }
 
 
-def main() -> None:
-    warnings.filterwarnings("ignore")
-    labels, truth = PEERS[sys.argv[1]](sys.argv[2])
+def true_types(store: str | Path) -> Any:
+    """The true types of an atlas's cells."""
+    from hashstream.atlas import open_atlas
+
+    return open_atlas(store).obs_column(TRUTH)
+
+
+def scores(labels: NDArray[np.integer], truth: Any) -> dict[str, Any]:
+    """How clusters agree with the true types."""
     known = np.unique(np.asarray(truth).astype(str), return_inverse=True)[1]
     metrics = clustering_metrics(contingency(np.asarray(labels), known))
-    print(json.dumps({"ari": metrics["ari"], "nmi": metrics["nmi"], "n_clusters": int(np.unique(labels).size)}))
+    return {"ari": metrics["ari"], "nmi": metrics["nmi"], "n_clusters": int(np.unique(labels).size)}
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    print(json.dumps(scores(*PEERS[sys.argv[1]](sys.argv[2]))))
 
 
 if __name__ == "__main__":

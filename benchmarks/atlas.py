@@ -15,13 +15,16 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks._atlas_page import draw, write_markdown
 from benchmarks._commands import Measured, hashstream, measure
-from benchmarks._peers import PEERS, TRUTH, TYPES
+from benchmarks._peers import PEERS, TRUTH, TYPES, scores, true_types
 from benchmarks._quality_page import machine
 from benchmarks._simulated import SHAPE, cache_folder, simulated
 from benchmarks.encode import READ
@@ -33,6 +36,7 @@ STAGES = ("fit", "encode", "cluster", "annotate", "export")
 #: peak, and the exponent of seconds against cells.
 MOST_S, MOST_MIB, MOST_OVER_READ, MOST_GROWTH, EXPONENTS = 180.0, 1024.0, 1.6, 1.1, (0.9, 1.1)
 FASTER, SMALLER_PEAK = 20.0, 10.0
+SCARF, SCARF_SCRIPT = "Scarf", Path(__file__).with_name("_peer_scarf.py")
 
 
 def whole_job(cells: int, reference: Path | None, *, replicates: int) -> dict[str, Any]:
@@ -75,18 +79,45 @@ def whole_job(cells: int, reference: Path | None, *, replicates: int) -> dict[st
     }
 
 
-def peers(sizes: list[int], names: list[str], *, most_s: float, most_mib: float) -> list[dict[str, Any]]:
+def peers(
+    sizes: list[int], names: list[str], *, most_s: float, most_mib: float, scarf_python: Path | None
+) -> list[dict[str, Any]]:
     """Each peer on growing atlases until it does not end well."""
     rows = []
     for name in names:
         for cells in sizes:
             command = [sys.executable, "-m", "benchmarks._peers", name, str(simulated(cells))]
+            labels = cache_folder() / "scarf-labels.npy"
+            if name == SCARF:
+                if scarf_python is None:
+                    raise SystemExit("Scarf needs --scarf-python: the Python of an environment with it")
+                store = scarf_store(cells, scarf_python)
+                command = [str(scarf_python), str(SCARF_SCRIPT), "cluster", str(store), str(labels)]
             one = measure(command, most_s=most_s, most_mib=most_mib)
             rows.append({"peer": name, "cells": cells, **_row(one), **one.output})
+            if name == SCARF and one.ended == "done":
+                rows[-1] |= scores(np.load(labels), true_types(simulated(cells)))
             print(json.dumps(rows[-1]), flush=True)
             if one.ended != "done":
                 break
     return rows
+
+
+def scarf_store(cells: int, python: Path) -> Path:
+    """The same atlas in Scarf's own format; making it is not counted, as making HashStream's is not."""
+    store, h5ad, run = (cache_folder() / f"scarf-{cells}.{end}" for end in ("zarr", "h5ad", "run"))
+    if not store.exists():
+        hashstream("encode", simulated(cells), "-o", run, "--force")
+        hashstream("export", run, "--to", h5ad, "--force")
+        aside = store.with_suffix(".partial")
+        remove(aside)
+        made = measure([str(python), str(SCARF_SCRIPT), "convert", str(h5ad), str(aside)])
+        if made.ended != "done":
+            raise RuntimeError(f"Scarf's conversion: {made.ended}: {made.error}")
+        aside.rename(store)
+        remove(run)
+        remove(h5ad)
+    return store
 
 
 def _row(one: Measured) -> dict[str, Any]:
@@ -107,11 +138,16 @@ def bars(result: dict[str, Any]) -> dict[str, Any]:
     if len(jobs) > 1:
         small = jobs[0]
         growth = large["stages"]["encode"]["peak_rss_mib"] / small["stages"]["encode"]["peak_rss_mib"]
-        seconds = [job["stages"]["encode"]["wall_s"] for job in (small, large)]
-        exponent = math.log(seconds[1] / seconds[0]) / math.log(large["cells"] / small["cells"])
         found["peak of encode does not grow"] = {"ratio": growth, "passed": growth <= MOST_GROWTH}
-        found["seconds of encode are linear in cells"] = {
-            "exponent": exponent, "passed": EXPONENTS[0] <= exponent <= EXPONENTS[1]}  # fmt: skip
+
+        def exponent(seconds: Callable[[dict[str, Any]], float]) -> float:
+            return math.log(seconds(large) / seconds(small)) / math.log(large["cells"] / small["cells"])
+
+        # A second of start-up makes the whole command look sublinear, so its pass over the matrix is what is judged.
+        passes = exponent(lambda job: float(job["encode_inside_s"]["stream"]))
+        found["seconds of encode's pass are linear in cells"] = {
+            "exponent": passes, "with start-up": exponent(lambda job: float(job["stages"]["encode"]["wall_s"])),
+            "passed": EXPONENTS[0] <= passes <= EXPONENTS[1]}  # fmt: skip
     done = [row for row in result["peers"] if row["peer"] == "scanpy" and row["ended"] == "done"]
     same = [job for job in jobs if done and job["cells"] == done[-1]["cells"]]
     if same:
@@ -136,6 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--reference-cells", type=int, default=100_000)
     parser.add_argument("--peers", default="25000,50000,100000,200000,400000", help="sizes for the peers; empty: none")
     parser.add_argument("--peer-names", default=";".join(PEERS))
+    parser.add_argument("--scarf-python", type=Path, help="Python of an environment with Scarf, if that is a peer")
     parser.add_argument("--most-s", type=float, default=600.0, help="seconds that a peer may take")
     parser.add_argument("--most-gib", type=float, default=18.0, help="memory that a peer may take")
     parser.add_argument("--replicates", type=int, default=2)
@@ -145,7 +182,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args(arguments)
     sizes = [int(n) for n in options.peers.split(",") if n]
-    found = peers(sizes, options.peer_names.split(";"), most_s=options.most_s, most_mib=options.most_gib * 1024)
+    found = peers(
+        sizes, options.peer_names.split(";"), most_s=options.most_s, most_mib=options.most_gib * 1024,
+        scarf_python=options.scarf_python,
+    )  # fmt: skip
     own = {int(n) for n in options.smaller.split(",") if n} | {options.cells}
     own |= {row["cells"] for row in found if row["peer"] == "scanpy" and row["ended"] == "done"}
     reference = simulated(options.reference_cells)
