@@ -30,7 +30,7 @@ def reference(
     batch_key: str | None,
     columns: tuple[str, ...],
     add: bool,
-    atlas: tuple[Path, ...],
+    atlas: tuple[Path | str, ...],
     force: bool,
 ) -> None:
     """Make a reference database of encoded, labelled cells: distinct codes, with counts by type and batch."""
@@ -85,7 +85,7 @@ def neighbours(
     per: str,
     asymmetric: bool,
     candidates: int | None,
-    atlas: tuple[Path, ...],
+    atlas: tuple[Path | str, ...],
     force: bool,
 ) -> None:
     """Write what the nearest reference cells of each bucket or cell are: types, batches or any column."""
@@ -139,7 +139,7 @@ def explain(
     score: str,
     cells: int,
     plot: Path | None,
-    atlas: tuple[Path, ...],
+    atlas: tuple[Path | str, ...],
     force: bool,
 ) -> None:
     """Write the genes that make a cell, a bucket or a type what it is labelled, or two types confused."""

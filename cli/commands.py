@@ -109,8 +109,8 @@ def simulate(
 
 
 def _fit_anchors(
-    session: Session, sources: tuple[Path, ...], output: Path, *, bits: int, n_genes: int, sample: int, device: str,
-    **options: Any,
+    session: Session, sources: tuple[Path | str, ...], output: Path, *, bits: int, n_genes: int, sample: int,
+    device: str, **options: Any,
 ) -> None:  # fmt: skip
     """`fit --method anchors`: the length of the code is its own unless one is asked for."""
     from hashstream.hashing.anchors import AnchorSettings
@@ -151,7 +151,7 @@ def _fit_anchors(
 @pass_session
 def fit(
     session: Session,
-    sources: tuple[Path, ...],
+    sources: tuple[Path | str, ...],
     output: Path,
     method: str,
     labels: str | None,
@@ -253,7 +253,7 @@ def fit(
 @pass_session
 def encode(
     session: Session,
-    sources: tuple[Path, ...],
+    sources: tuple[Path | str, ...],
     output: Path,
     hasher: Path | None,
     bits: int,
@@ -359,7 +359,7 @@ def _check_append(**excluded: Any) -> None:
 
 
 def _append(
-    session: Session, sources: tuple[Path, ...], output: Path, settings: Any, *, hasher: Path | None, **more: Any
+    session: Session, sources: tuple[Path | str, ...], output: Path, settings: Any, *, hasher: Path | None, **more: Any
 ) -> None:
     """`encode --append`: what the whole run shares is the run's, unless it is asked for."""
     from hashstream.stages.append import append as append_stage
@@ -418,7 +418,7 @@ def cluster(
     resolution: float | None,
     bucket_bits: int | None,
     batch_key: str | None,
-    atlas: tuple[Path, ...],
+    atlas: tuple[Path | str, ...],
 ) -> None:
     """Cluster the bucket tokens of a run; cells inherit their bucket's cluster."""
     from hashstream.stages.cluster import cluster as cluster_stage
@@ -474,7 +474,7 @@ def annotate(
     parents: str | None,
     majority: bool,
     min_share: float,
-    atlas: tuple[Path, ...],
+    atlas: tuple[Path | str, ...],
 ) -> None:
     """Label the cells of a run, by the anchors of its hasher or the nearest buckets of a labelled run."""
     from hashstream.runtime.run import Run
@@ -516,7 +516,7 @@ def annotate(
 @options.atlas
 @options.as_json
 @pass_session
-def evaluate(session: Session, run: Path, truth: str, atlas: tuple[Path, ...], json_here: bool) -> None:
+def evaluate(session: Session, run: Path, truth: str, atlas: tuple[Path | str, ...], json_here: bool) -> None:
     """Compare clusters and labels of a run with the truth."""
     from hashstream.runtime.run import Run
     from hashstream.stages.evaluate import evaluate as evaluate_stage
@@ -531,7 +531,7 @@ def evaluate(session: Session, run: Path, truth: str, atlas: tuple[Path, ...], j
 @options.atlas
 @options.force
 @pass_session
-def export(session: Session, run: Path, target: Path, counts: bool, atlas: tuple[Path, ...], force: bool) -> None:
+def export(session: Session, run: Path, target: Path, counts: bool, atlas: tuple[Path | str, ...], force: bool) -> None:
     """Write obs columns and obsm["X_hash"] into a new AnnData file, or into an existing zarr store."""
     from hashstream.stages.export import export as export_stage
 
@@ -539,10 +539,10 @@ def export(session: Session, run: Path, target: Path, counts: bool, atlas: tuple
 
 
 @click.command()
-@click.argument("path", type=options.PathType)
+@click.argument("path", type=options.AtlasType)
 @options.as_json
 @pass_session
-def inspect(session: Session, path: Path, json_here: bool) -> None:
+def inspect(session: Session, path: Path | str, json_here: bool) -> None:
     """Say in words what an atlas, a hasher or a run is."""
     from hashstream.stages.inspect import inspect as inspect_stage
 

@@ -8,8 +8,31 @@ from typing import Any, TypeVar
 
 import click
 
+from hashstream.locations import is_url, locate
+
 F = TypeVar("F", bound=Callable[..., Any])
-PathType = click.Path(path_type=Path)
+
+
+class LocalPath(click.Path):
+    """A path on this machine, as a Path; a URL is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if is_url(value):
+            self.fail(
+                f"{value.partition('://')[0]}://... is a URL; a path on this machine is expected here.", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
+class AtlasPath(click.Path):
+    """Where an atlas is: a path on this machine, as a Path, or a URL, as a string."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return locate(value) if is_url(value) else super().convert(value, param, ctx)
+
+
+PathType = LocalPath(path_type=Path)
+AtlasType = AtlasPath(path_type=Path)
 
 
 def _combine(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -21,12 +44,12 @@ def _combine(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-sources = click.argument("sources", nargs=-1, required=True, type=PathType, metavar="ATLAS...")
+sources = click.argument("sources", nargs=-1, required=True, type=AtlasType, metavar="ATLAS...")
 run = click.argument("run", type=PathType, metavar="RUN")
 force = click.option("--force", is_flag=True, help="Replace the target if it is there.")
 layer = click.option("--layer", metavar="NAME", help="Where the raw counts are: X, raw or a layer's name.")
 atlas = click.option(
-    "--atlas", multiple=True, type=PathType, help="Where the encoded atlas is now, if it was moved (repeatable)."
+    "--atlas", multiple=True, type=AtlasType, help="Where the encoded atlas is now, if it was moved (repeatable)."
 )
 sample = click.option("--sample", type=click.IntRange(min=2), show_default=True, help="Most cells to learn from.")
 bits = click.option("--bits", type=click.IntRange(1, 256), show_default=True, help="Length of the code.")

@@ -17,6 +17,10 @@ class InputError(HashStreamError):
     """The input (atlas, hasher, run or file) is missing, damaged, or not what the stage needs; exit code 1."""
 
 
+class UnreachableError(InputError):
+    """An input on the network cannot be read now: no answer, no access; exit code 1."""
+
+
 class SettingsError(HashStreamError):
     """The settings contradict each other or the input; exit code 2."""
 

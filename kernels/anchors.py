@@ -40,6 +40,8 @@ class AnchorTables:
         What the four bits of a nibble of either half of the novelty bits add to the agreement with each class.
     n_half : int
         Bits of a half.
+    common : (n_novelty_nibbles, 16) int32
+        What the four bits of a nibble of all novelty bits add to the agreement with the common profile.
     """
 
     log_odds: NDArray[np.int32]
@@ -49,6 +51,7 @@ class AnchorTables:
     n_bits: int
     agreement: NDArray[np.int32]
     n_half: int
+    common: NDArray[np.int32]
 
     @classmethod
     def of(
@@ -58,6 +61,7 @@ class AnchorTables:
         scale: float,
         anchors: NDArray[np.uint64],
         profile: NDArray[np.int16],
+        common: NDArray[np.int16],
     ) -> AnchorTables:
         """Tables from weights.
 
@@ -71,6 +75,8 @@ class AnchorTables:
         anchors : (n_classes, n_anchor_words) uint64
         profile : (n_classes, 2 * n_half) int16
             Weight of each novelty bit, as +-1, in the agreement with each class.
+        common : (2 * n_half,) int16
+            Weight of each novelty bit, as +-1, in the agreement with what the profiles have in common.
         """
         n_half = profile.shape[1] // 2
         halves = [nibble_table(profile[:, :n_half]), nibble_table(profile[:, n_half:])]
@@ -82,6 +88,7 @@ class AnchorTables:
             n_bits=read_out.shape[1],
             agreement=np.ascontiguousarray(np.stack(halves).transpose(3, 0, 1, 2)),
             n_half=n_half,
+            common=np.ascontiguousarray(nibble_table(common[None])[:, :, 0]),
         )
 
 
@@ -99,12 +106,15 @@ class AnchorScores:
         Hamming distance to the anchor of the first.
     agreement : (n, 2) int32
         Of the halves of the novelty bits with the first.
+    common : (n,) int32
+        Agreement of all novelty bits with the common profile.
     """
 
     top: NDArray[np.int32]
     probabilities: NDArray[np.float32]
     distance: NDArray[np.int32]
     agreement: NDArray[np.int32]
+    common: NDArray[np.int32]
 
 
 def nibble_table(weights: NDArray[np.integer]) -> NDArray[np.int32]:
@@ -137,7 +147,10 @@ def _nibble(code, bit):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _score(codes, log_odds, offset, scale, anchors, mask, agreement, n_bits, n_half, top, odds, distance, agreeing):  # type: ignore[no-untyped-def]
+def _score(  # type: ignore[no-untyped-def]
+    codes, log_odds, offset, scale, anchors, mask, agreement, common, n_bits, n_half,
+    top, odds, distance, agreeing, sharing,
+):  # fmt: skip
     n_classes = len(offset)
     units = np.empty(n_classes, np.int32)
     for row in range(len(codes)):
@@ -182,6 +195,10 @@ def _score(codes, log_odds, offset, scale, anchors, mask, agreement, n_bits, n_h
                 bit = n_bits + half * n_half + 4 * nibble
                 total_agreeing += agreement[label, half, nibble, _nibble(code, bit)]
             agreeing[row, half] = total_agreeing
+        shared = np.int32(0)
+        for nibble in range(len(common)):
+            shared += common[nibble, _nibble(code, n_bits + 4 * nibble)]
+        sharing[row] = shared
 
 
 def anchor_scores(codes: Any, tables: AnchorTables, *, n_threads: int = 1) -> AnchorScores:
@@ -209,6 +226,7 @@ def anchor_scores(codes: Any, tables: AnchorTables, *, n_threads: int = 1) -> An
         probabilities=np.zeros((n, TOP), np.float32),
         distance=np.empty(n, np.int32),
         agreement=np.empty((n, 2), np.int32),
+        common=np.empty(n, np.int32),
     )
     mask = prefix_mask(tables.n_bits, tables.anchors.shape[1])
 
@@ -221,12 +239,14 @@ def anchor_scores(codes: Any, tables: AnchorTables, *, n_threads: int = 1) -> An
             tables.anchors,
             mask,
             tables.agreement,
+            tables.common,
             tables.n_bits,
             tables.n_half,
             found.top[start:stop],
             found.probabilities[start:stop],
             found.distance[start:stop],
             found.agreement[start:stop],
+            found.common[start:stop],
         )
 
     share_rows(work, n, n_threads)

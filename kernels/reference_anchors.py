@@ -16,6 +16,7 @@ def anchor_scores(
     scale: float,
     anchors: NDArray[np.uint64],
     profile: NDArray[np.int16],
+    common: NDArray[np.int16],
 ) -> AnchorScores:
     """Sums over unpacked bits; a softmax of the log-odds; arguments as in `AnchorTables.of`."""
     n_classes, n_bits = read_out.shape
@@ -35,4 +36,10 @@ def anchor_scores(
     distance = hamming_distances(own, anchors)[np.arange(len(codes)), labels]
     halves = signs[:, n_bits:].reshape(len(codes), 2, n_half)
     agreement = (halves * profile[labels].reshape(len(codes), 2, n_half).astype(np.int64)).sum(axis=2)
-    return AnchorScores(top[:, :TOP], probabilities[:, :TOP], distance.astype(np.int32), agreement.astype(np.int32))
+    return AnchorScores(
+        top=top[:, :TOP],
+        probabilities=probabilities[:, :TOP],
+        distance=distance.astype(np.int32),
+        agreement=agreement.astype(np.int32),
+        common=(signs[:, n_bits:] @ common.astype(np.int64)).astype(np.int32),
+    )

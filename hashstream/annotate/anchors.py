@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 
 from hashstream.errors import InputError
 from hashstream.kernels import unpack_bits, words_for_bits
-from hashstream.kernels.anchors import AnchorTables, anchor_scores
+from hashstream.kernels.anchors import AnchorScores, AnchorTables, anchor_scores
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ACCEPTED, AMBIGUOUS, NOVEL = 0, 1, 2
 REJECTIONS = ("", "ambiguous", "novel")
 _TENSORS, _META = "anchors.safetensors", "anchors.json"
 #: Log-odds are sums of whole numbers below this, so that float32 products are exact in any order of summation.
 EXACT_LIMIT = 1 << 23
 _PROFILE = 1000  # units of a profile
+#: Features that novelty is made of, and the numbers of two of them.
+N_FEATURES, OTHERS, DOUBT = 3, 1, 2
+_LEAST_DOUBT = 1e-6
+_LEAST_SIZE = 0.05
 _TENSOR_TYPES = {
     "anchors": np.uint64,
     "read_out": np.int16,
@@ -31,6 +35,7 @@ _TENSOR_TYPES = {
     "profile": np.int16,
     "fit_mean": np.float64,
     "fit_deviation": np.float64,
+    "novelty_weights": np.float64,
     "ambiguous_below": np.float64,
     "novel_above": np.float64,
     "class_counts": np.int64,
@@ -52,7 +57,9 @@ class Scores:
     margin : (n,) float32
         First probability less the second.
     novelty : (n,) float32
-        How much less the cell looks like its label than this type's own cells do, in their standard deviations.
+        Log-odds that the cell is of a type that was not learned rather than of one that was, as judged by leaving out
+        the learned types in turn; of two types, how much less it looks like its label than this type's own cells do,
+        in their standard deviations.
     distance : (n,) int32
         Hamming distance to the anchor of the label.
     rejection : (n,) uint8
@@ -75,8 +82,8 @@ class Anchors:
     Bits 0 to ``n_bits - 1`` of a code are compared with the anchors. As +-1 they give the log-odds
     ``scale * (read_out @ bits + offset)``, whose softmax are the probabilities; ``read_out`` is what the anchors became
     when bits were weighed by what they tell. The novelty bits after these are compared with the ``profile`` of the
-    label: the fit is the sum of ``profile * bits`` over either half of them, made 1 at most, and novelty is what the
-    mean of both lacks, each less ``fit_mean`` and over ``fit_deviation``.
+    label and of the others; the fit is the sum of ``profile * bits`` over either half of them, made 1 at most. Novelty
+    is a weighted sum of the three features of `novelty_features`.
 
     Attributes
     ----------
@@ -92,6 +99,8 @@ class Anchors:
         Mean sign of each novelty bit over a type's cells, in 1/1000.
     fit_mean, fit_deviation : (n_classes, 2) float64
         Of the fit of a type's own cells, in either half.
+    novelty_weights : (4,) float64
+        Intercept, and weights of the features of `novelty_features`.
     ambiguous_below, novel_above : (n_classes,) float64
         Probability below which, and novelty above which, a cell of that label is rejected.
     class_counts : (n_classes,) int64
@@ -115,6 +124,7 @@ class Anchors:
     profile: NDArray[np.int16]
     fit_mean: NDArray[np.float64]
     fit_deviation: NDArray[np.float64]
+    novelty_weights: NDArray[np.float64]
     ambiguous_below: NDArray[np.float64]
     novel_above: NDArray[np.float64]
     class_counts: NDArray[np.int64]
@@ -129,6 +139,7 @@ class Anchors:
         shapes["anchors"], shapes["read_out"] = (n, words_for_bits(self.n_bits)), (n, self.n_bits)
         shapes["profile"] = (n, self.profile.shape[-1])
         shapes["fit_mean"] = shapes["fit_deviation"] = (n, 2)
+        shapes["novelty_weights"] = (1 + N_FEATURES,)
         for name, dtype in _TENSOR_TYPES.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.shape != shapes[name]:
@@ -183,10 +194,13 @@ class Anchors:
         """
         self._check_length(codes)
         found = anchor_scores(codes, self._tables, n_threads=n_threads)
-        labels = found.top[:, 0]
-        fit = found.agreement / (_PROFILE * (self.profile.shape[1] // 2))
-        novelty = -((fit - self.fit_mean[labels]) / self.fit_deviation[labels]).mean(axis=1).astype(np.float32)
-        first = found.probabilities[:, 0]
+        labels, first = found.top[:, 0], found.probabilities[:, 0]
+        features = self._features(found)
+        novelty = np.full(len(codes), self.novelty_weights[0])
+        # One feature after the other: a matrix product may sum in another order for another number of codes.
+        for feature, weight in zip(features.T, self.novelty_weights[1:], strict=True):
+            novelty += weight * feature
+        novelty = novelty.astype(np.float32)
         if unknown_threshold is not None:
             rejection = np.where(first < unknown_threshold, AMBIGUOUS, ACCEPTED)
         else:
@@ -202,9 +216,30 @@ class Anchors:
             rejection=rejection.astype(np.uint8),
         )
 
+    def features(self, codes: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """What novelty is made of, see `novelty_features`: (n, 3)."""
+        self._check_length(codes)
+        return self._features(anchor_scores(codes, self._tables))
+
+    def _features(self, found: AnchorScores) -> NDArray[np.float64]:
+        labels, n_bits = found.top[:, 0], self.profile.shape[1]
+        return novelty_features(
+            found.agreement / (_PROFILE * (n_bits // 2)),
+            found.common / (_PROFILE * n_bits),
+            found.probabilities[:, 0],
+            (self.fit_mean[labels], self.fit_deviation[labels]),
+            self._sizes[labels],
+            self.n_classes,
+        )
+
     @cached_property
     def _tables(self) -> AnchorTables:
-        return AnchorTables.of(self.read_out, self.offset, self.scale, self.anchors, self.profile)
+        common = common_profile(self.profile)
+        return AnchorTables.of(self.read_out, self.offset, self.scale, self.anchors, self.profile, common)
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.float64]:
+        return profile_sizes(self.profile)
 
     def _check_length(self, codes: NDArray[np.uint64]) -> None:
         if codes.ndim != 2 or codes.shape[1] < words_for_bits(self.code_bits):
@@ -301,6 +336,60 @@ class Anchors:
 def has_anchors(folder: str | Path) -> bool:
     """Whether a Hasher's folder holds anchors, too."""
     return (Path(folder) / _META).is_file()
+
+
+def novelty_features(
+    fit: NDArray[np.float64],
+    common: NDArray[np.floating],
+    probability: NDArray[np.floating],
+    own_fit: tuple[NDArray[np.float64], NDArray[np.float64]],
+    size: NDArray[np.float64],
+    n_classes: int,
+) -> NDArray[np.float64]:
+    """Features of cells from which their novelty is learned: (n, 3), larger for stranger cells.
+
+    How much less than its own cells they fit the label (in deviations, mean of both halves); how little they fit the
+    other types (mean over these, profiles made equally large: a lone type catches more strangers than one among its
+    kin, or fewer; which, is learned); and the doubt about the label, the logarithm of 1 - probability.
+
+    Parameters
+    ----------
+    fit : (n, 2)
+        To the profile of the label, in either half.
+    common : (n,)
+        Mean over the bits of the agreement with `common_profile`, in units of 1.
+    probability : (n,)
+        Of the label.
+    own_fit : two of (n, 2)
+        Mean and deviation of the fit of the label's own cells.
+    size : (n, 2)
+        `profile_sizes` of the label.
+    """
+    lack = -((fit - own_fit[0]) / own_fit[1]).mean(axis=1)
+    others = (n_classes * common - (fit / size).mean(axis=1)) / (n_classes - 1)
+    doubt = np.log(np.maximum(1.0 - probability.astype(np.float64), _LEAST_DOUBT))
+    return np.stack([lack, -others, doubt], axis=1)
+
+
+def typical_fit_to_others(profile: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Mean fit of each type's own cells to the profiles of the other types, as in `novelty_features`: (n_classes,)."""
+    sizes, n_classes = profile_sizes(profile), len(profile)
+    own = profile / _PROFILE
+    common = (own * common_profile(profile) / _PROFILE).mean(axis=1)
+    fit = np.square(own).reshape(n_classes, 2, -1).mean(axis=2)
+    return np.asarray((n_classes * common - (fit / sizes).mean(axis=1)) / (n_classes - 1))
+
+
+def profile_sizes(profile: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Root mean square of either half of each profile, in units of 1: (n_classes, 2)."""
+    halves = profile.reshape(len(profile), 2, -1).astype(np.float64) / _PROFILE
+    return np.maximum(np.sqrt(np.square(halves).mean(axis=2)), _LEAST_SIZE)
+
+
+def common_profile(profile: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Mean of the profiles, each made of size 1 in either half, in 1/1000: (n_novelty_bits,)."""
+    size = np.repeat(profile_sizes(profile), profile.shape[1] // 2, axis=1)
+    return np.rint((profile / size).mean(axis=0)).astype(np.int16)
 
 
 def _signs(bits: NDArray[np.uint8]) -> NDArray[np.float32]:

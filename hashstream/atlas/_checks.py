@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,16 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise TargetExistsError(f"{path} exists already; choose another name or allow it to be overwritten")
     if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
         raise TargetExistsError(f"{path} exists and is not a zarr store, so it is not replaced; choose another name")
+
+
+def check_column_names(where: str, names: Iterable[Any]) -> None:
+    """Raise InputError where a column could not be stored under its own name: in zarr that is the name of a folder."""
+    for name in map(str, names):
+        if "/" in name or name in ("", ".", ".."):
+            raise InputError(
+                f"{where} has a column named {name!r}, which cannot be stored in a zarr store; rename it, such as with "
+                f"adata.{where[-3:]}.rename(columns=...), and write the file again"
+            )
 
 
 def check_length(name: str, table: Mapping[str, Any] | pd.DataFrame, n: int) -> None:

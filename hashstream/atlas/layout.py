@@ -9,6 +9,9 @@ import numpy as np
 
 from hashstream.errors import InputError
 
+#: Of a column with fewer rows; a column may keep categories that none of its values has.
+MOST_CATEGORIES = 1 << 20
+_REBUILD = "The file is damaged: rebuild it from its source."
 _INTEGERS, _COUNTS = "iu", "iufb"
 
 
@@ -32,6 +35,31 @@ def stated_shape(value: Any, where: str) -> tuple[int, int]:
             "damaged: rebuild it from its source."
         )
     return int(sizes[0]), int(sizes[1])
+
+
+def check_lengths(node: Any, n_rows: int, where: str) -> None:
+    """Raise InputError if a table, or a column of one, states another number of rows than `n_rows`.
+
+    Such elements are read whole, into memory that is taken for what they state.
+    """
+    if not hasattr(node, "keys"):
+        shape = tuple(getattr(node, "shape", ()))
+        if shape[:1] not in ((), (n_rows,)):
+            raise InputError(f"{where}: {shape[0]:,} rows, expected {n_rows:,}. {_REBUILD}")
+        return
+    attributes = dict(node.attrs)
+    if "column-order" in attributes:
+        for name in [attributes.get("_index", "_index"), *attributes["column-order"]]:
+            name = name.decode() if isinstance(name, bytes) else str(name)
+            if name in node:
+                check_lengths(node[name], n_rows, f"{where}/{name}")
+        return
+    for name in ("codes", "values", "mask"):
+        if name in node:
+            check_lengths(node[name], n_rows, f"{where}/{name}")
+    shape = tuple(getattr(node["categories"], "shape", ())) if "categories" in node else ()
+    if shape and shape[0] > max(n_rows, MOST_CATEGORIES):
+        raise InputError(f"{where}: {shape[0]:,} categories of {n_rows:,} values. {_REBUILD}")
 
 
 def check_sparse_arrays(where: str, *, data: Any, indices: Any, indptr: Any) -> None:

@@ -9,17 +9,23 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
+from hashstream.atlas.remote import RemoteStore
 from hashstream.errors import InputError
 
 PEEK_DENSE = 2**20
+MOST_DENSE_CHUNKS = 1 << 22
 SURELY_SOME = 40  # expected non-zeros of a chunk that cannot well have none
 
 
 def check_chunks(where: str, array: Any) -> None:
     """Raise InputError if chunks of an array are missing in which no chunk can be all zeros, or all empty names.
 
-    zarr gives zeros for a chunk that is not there. In a sparse matrix that can only be a lost file.
+    zarr gives zeros for a chunk that is not there. In a sparse matrix that can only be a lost file. Listing the chunks
+    of a store on the network could take longer than reading them: there, reading a missing one raises.
     """
+    if isinstance(getattr(array, "store", None), RemoteStore):
+        array.store.require(array.path)
+        return
     if hasattr(array, "nchunks_initialized"):
         there, wanted = array.nchunks_initialized, array.nchunks
         if there < wanted:
@@ -34,14 +40,23 @@ def check_dense_chunks(where: str, array: Any) -> None:
     zarr leaves out chunks of zeros, so that a missing file may be right. It is not if the same genes in other cells
     have so many counts that this chunk should have some too, or if no chunk is there at all.
     """
-    if not isinstance(array, zarr.Array) or not isinstance(array.store, LocalStore):
+    if not isinstance(array, zarr.Array) or not isinstance(array.store, LocalStore | RemoteStore):
         return
-    folder = Path(array.store.root) / array.path
     size = array.shards or array.chunks
     bands = [range(-(-n // part)) for n, part in zip(array.shape, size, strict=True)]
-    there = np.array(
-        [[(folder / array.metadata.encode_chunk_key((i, j))).exists() for j in bands[1]] for i in bands[0]], dtype=bool
-    ).reshape(len(bands[0]), len(bands[1]))
+    n_chunks = len(bands[0]) * len(bands[1])
+    if n_chunks > MOST_DENSE_CHUNKS:
+        raise InputError(
+            f"{where}: its shape {array.shape} makes {n_chunks:,} chunks of {size}, expected at most "
+            f"{MOST_DENSE_CHUNKS:,}; the store is damaged, or its chunks are too small: rewrite it with `hashstream "
+            "ingest`"
+        )
+    keys = (f"{array.path}/{array.metadata.encode_chunk_key((i, j))}" for i in bands[0] for j in bands[1])
+    if isinstance(array.store, RemoteStore):
+        found = array.store.are_there(array.path, keys)
+    else:
+        found = ((Path(array.store.root) / key).exists() for key in keys)
+    there = np.fromiter(found, dtype=bool, count=n_chunks).reshape(len(bands[0]), len(bands[1]))
     if there.size and not there.any():
         raise InputError(f"{where}: none of {there.size} chunks is there; the store is damaged: copy it again")
     for j in np.flatnonzero(there.any(axis=0) & ~there.all(axis=0)):

@@ -8,16 +8,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.atlas.counts import choose_counts
+from hashstream.atlas.layout import check_lengths
 from hashstream.atlas.matrix import RowMatrix, open_matrix
 from hashstream.errors import HashStreamError, InputError
+from hashstream.locations import locate
 
+if TYPE_CHECKING:
+    from hashstream.atlas.remote import Transfers
+
+MOST_GENES = 1 << 24
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -27,7 +33,8 @@ class Store:
 
     Attributes
     ----------
-    path : Path
+    path : Path or str
+        A URL is a string.
     format : {"h5ad", "zarr"}
     root
         The open zarr or HDF5 group.
@@ -37,7 +44,7 @@ class Store:
         Where they are: ``X``, ``layers/NAME`` or ``raw/X``.
     """
 
-    path: Path
+    path: Path | str
     format: str
     root: Any
     matrix: RowMatrix
@@ -56,7 +63,7 @@ class Store:
     def var(self) -> pd.DataFrame:
         """The gene table that belongs to the matrix (``raw/var`` for ``raw/X``)."""
         name = "raw/var" if self.matrix_name == "raw/X" else "var"
-        frame = self._read_element(name)
+        frame = self._read_element(name, self.n_genes)
         if not isinstance(frame, pd.DataFrame):
             raise InputError(f"{self.path}: {name} is not a table of genes, found {type(frame).__name__}.")
         if len(frame) != self.n_genes:
@@ -89,7 +96,7 @@ class Store:
             raise InputError(
                 f"{self.path}: obs has no column {key!r}; it has {', '.join(map(repr, self.obs_columns())) or 'none'}."
             )
-        values = pd.Series(self._read_element(f"obs/{key}"))
+        values = pd.Series(self._read_element(f"obs/{key}", self.n_cells))
         if len(values) != self.n_cells:
             raise InputError(f"{self.path}: obs[{key!r}] has {len(values)} rows, expected {self.n_cells}.")
         return values
@@ -97,7 +104,7 @@ class Store:
     def obs_names(self) -> NDArray[np.object_]:
         obs = self._node("obs")
         index = dict(obs.attrs).get("_index", "_index")
-        return np.asarray(self._read_element(f"obs/{index}"), dtype=object)
+        return np.asarray(self._read_element(f"obs/{index}", self.n_cells), dtype=object)
 
     def fingerprint(self) -> str:
         """SHA-256 over shape, dtype, gene names and a few blocks of rows: enough to notice a changed input."""
@@ -115,9 +122,16 @@ class Store:
 
         A fingerprint looks at some rows; this notices that any other was written since.
         """
+        if isinstance(self.path, str):
+            return [int(n) for n in self.root.store.stamp(self.matrix_name)]
         files = [self.path] if self.path.is_file() else list((self.path / self.matrix_name).rglob("*"))
         stats = [p.stat() for p in files if p.is_file()]
         return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+
+    @property
+    def network_bytes(self) -> int:
+        """What reading takes beside the chunks: 0 for files of this machine. Stores of an atlas share it."""
+        return int(self.root.store.transfers.max_bytes) if isinstance(self.path, str) else 0
 
     def _node(self, name: str) -> Any:
         with _opening(self.path):
@@ -126,12 +140,16 @@ class Store:
             except KeyError as error:
                 raise InputError(f"{self.path}: not an AnnData store: it has no {name!r}.") from error
 
-    def _read_element(self, name: str) -> Any:
+    def _read_element(self, name: str, n_rows: int) -> Any:
         from anndata.io import read_elem
 
         node = self._node(name)
+        with _opening(self.path):
+            check_lengths(node, n_rows, f"{self.path}: {name}")
         try:
             return read_elem(node)
+        except HashStreamError:
+            raise
         except Exception as error:
             raise InputError(
                 f"{self.path}: {name} cannot be read ({type(error).__name__}: {error}). "
@@ -181,7 +199,8 @@ def open_atlas(paths: str | Path | Sequence[str | Path], *, layer: str | None = 
     Parameters
     ----------
     paths
-        h5ad files or AnnData zarr folders (zarr format 2 or 3).
+        h5ad files, AnnData zarr folders (zarr format 2 or 3), or URLs of such folders; see
+        `hashstream.locations`.
     layer
         Where the raw counts are: ``X``, ``raw`` or the name of a layer. None: the first of ``X``,
         ``layers["counts"]`` and ``raw.X`` that holds counts.
@@ -189,18 +208,34 @@ def open_atlas(paths: str | Path | Sequence[str | Path], *, layer: str | None = 
     Raises
     ------
     InputError
-        If a path is missing, is no AnnData store, is empty, holds no raw counts, or repeats gene names.
+        If a path is missing, is no AnnData store, is empty, holds no raw counts, or repeats gene names; if a URL cannot
+        be read.
+    MissingDependencyError
+        If a URL is given, and what reads it is not installed.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     if not listed:
         raise InputError("no atlas given; name at least one AnnData store (.zarr or .h5ad).")
-    return Atlas(tuple(open_store(path, layer=layer) for path in listed))
+    places = [locate(path) for path in listed]
+    transfers = _transfers() if any(isinstance(place, str) for place in places) else None
+    return Atlas(tuple(_open_store(place, layer, transfers) for place in places))
 
 
 def open_store(path: str | Path, *, layer: str | None = None) -> Store:
     """Open one AnnData store; see `open_atlas`."""
-    path = Path(path)
-    root, format_, is_group = _open_root(path)
+    return open_atlas(path, layer=layer).stores[0]
+
+
+def _transfers() -> Transfers:
+    """What stores at URLs share, so that what they hold does not grow with their number."""
+    from hashstream.atlas._remote_client import RemoteSettings
+    from hashstream.atlas.remote import Transfers
+
+    return Transfers(RemoteSettings.from_environment())
+
+
+def _open_store(path: Path | str, layer: str | None, transfers: Transfers | None) -> Store:
+    root, format_, is_group = _open_root(path, transfers)
     with _opening(path):
         for name in ("obs", "var"):
             if name not in root:
@@ -212,6 +247,11 @@ def open_store(path: str | Path, *, layer: str | None = None) -> Store:
                 f"{path}: {name} is empty ({matrix.shape[0]} cells x {matrix.shape[1]} genes); expected at least one "
                 "cell and one gene."
             )
+        if matrix.shape[1] > MOST_GENES:
+            raise InputError(
+                f"{path}: {name} states {matrix.shape[1]:,} genes, expected at most {MOST_GENES:,}. The file is "
+                "damaged: rebuild it from its source."
+            )
     name = choose_counts(candidates, path=str(path))
     store = Store(path=path, format=format_, root=root, matrix=candidates[name], matrix_name=name)
     _check_genes(store)
@@ -221,7 +261,7 @@ def open_store(path: str | Path, *, layer: str | None = None) -> Store:
 
 
 @contextmanager
-def _opening(path: Path) -> Iterator[None]:
+def _opening(path: Path | str) -> Iterator[None]:
     """Whatever a storage library raises at metadata that it cannot make sense of becomes an InputError."""
     try:
         yield
@@ -234,7 +274,13 @@ def _opening(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_root(path: Path) -> tuple[Any, str, Any]:
+def _open_root(path: Path | str, transfers: Transfers | None) -> tuple[Any, str, Any]:
+    if isinstance(path, str):
+        import zarr
+
+        from hashstream.atlas.remote import open_remote
+
+        return open_remote(path, transfers), "zarr", lambda node: isinstance(node, zarr.Group)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected an AnnData store (.zarr or .h5ad).")
     if path.is_dir():
@@ -248,10 +294,15 @@ def _open_root(path: Path) -> tuple[Any, str, Any]:
         )
     import h5py
 
+    from hashstream.atlas._hdf5_links import check_self_contained
+
     try:
-        return h5py.File(path, "r"), "h5ad", lambda node: isinstance(node, h5py.Group)
+        root = h5py.File(path, "r")
     except OSError as error:
         raise InputError(f"{path}: cannot be opened as HDF5 ({error}). The file is truncated or damaged.") from error
+    with _opening(path):
+        check_self_contained(path, root)
+    return root, "h5ad", lambda node: isinstance(node, h5py.Group)
 
 
 def _open_zarr(path: Path) -> tuple[Any, str, Any]:
@@ -268,7 +319,7 @@ def _open_zarr(path: Path) -> tuple[Any, str, Any]:
         raise InputError(f"{path}: cannot be opened as zarr ({type(error).__name__}: {error}).") from error
 
 
-def _open_candidates(root: Any, path: Path, layer: str | None, is_group: Any) -> dict[str, RowMatrix]:
+def _open_candidates(root: Any, path: Path | str, layer: str | None, is_group: Any) -> dict[str, RowMatrix]:
     names = {None: ["X", "layers/counts", "raw/X"], "X": ["X"], "raw": ["raw/X"]}.get(layer, [f"layers/{layer}"])
     candidates: dict[str, RowMatrix] = {}
     refused: HashStreamError | None = None

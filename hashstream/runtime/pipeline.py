@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from typing import Any
 
 PIPELINE_VARIABLE = "HASHSTREAM_ZARR_PIPELINE"
 
@@ -13,12 +14,35 @@ PIPELINE_VARIABLE = "HASHSTREAM_ZARR_PIPELINE"
 def use_fastest_pipeline() -> str:
     """Configure zarr once for this process and give the name of the pipeline: ``zarrs`` or ``zarr``.
 
-    The environment variable HASHSTREAM_ZARR_PIPELINE (``zarrs`` or ``zarr``) decides where it is set.
+    The environment variable HASHSTREAM_ZARR_PIPELINE (``zarrs`` or ``zarr``) decides where it is set. Stores that are
+    not files of this machine are always read by zarr's own pipeline.
     """
     import zarr
 
     wanted = os.environ.get(PIPELINE_VARIABLE, "zarrs")
     if wanted == "zarrs" and importlib.util.find_spec("zarrs") is not None:
-        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+        zarr.config.set({"codec_pipeline.path": _register_zarrs_for_files()})
         return "zarrs"
     return "zarr"
+
+
+@cache
+def _register_zarrs_for_files() -> str:
+    """Name of a registered pipeline: zarrs where the store is a local one.
+
+    It would read object stores itself, with as many requests at once as there are cores, and all other threads wait
+    meanwhile.
+    """
+    from zarr.registry import fully_qualified_name, register_pipeline
+    from zarr.storage import LocalStore
+    from zarrs import ZarrsCodecPipeline
+
+    class ZarrsForFiles(ZarrsCodecPipeline):
+        @classmethod
+        def from_array_metadata_and_store(cls, array_metadata: Any, store: Any) -> Any:
+            if not isinstance(store, LocalStore):
+                raise NotImplementedError  # on which zarr takes its own
+            return super().from_array_metadata_and_store(array_metadata, store)
+
+    register_pipeline(ZarrsForFiles)
+    return str(fully_qualified_name(ZarrsForFiles))

@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashstream.errors import HashStreamError, InputError, MissingDependencyError, PartialRunError, SettingsError
+from hashstream.locations import absolute
 from hashstream.runtime.budget import MIB
 from hashstream.runtime.events import ProgressListener
 from hashstream.stages.distribute_clients import client_of, local_client
@@ -122,7 +122,7 @@ def run_on_cluster(
         progress.note(f"{workers} worker(s): there are no more partitions to do (--partition-rows makes them smaller)")
     remote = RemoteJob(
         name=f"hashstream-{uuid.uuid4().hex}",
-        sources=tuple(str(Path(path).absolute()) for path in job.atlas.paths),
+        sources=tuple(absolute(path) for path in job.atlas.paths),
         layer=layer,
         fingerprint=fingerprint,
         work=str(work.path.absolute()),

@@ -18,7 +18,7 @@ import numpy as np
 from hashstream.atlas import Atlas, CsrChunk, open_atlas
 from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, draw_sample
 from hashstream.buckets import BucketIndex, BucketTable
-from hashstream.errors import HashStreamError, InputError, PartialRunError, SettingsError
+from hashstream.errors import HashStreamError, InputError, PartialRunError, SettingsError, UnreachableError
 from hashstream.hashing import BoundHasher, Hasher, PcaItqSettings
 from hashstream.hashing.moment_match import moment_matched
 from hashstream.kernels import EncoderWeights, encode_rows
@@ -257,6 +257,10 @@ def keeping(work: WorkDir, target: Path, *, drop: bool) -> Iterator[None]:
         yield
     except PartialRunError:
         raise
+    except UnreachableError as error:
+        raise PartialRunError(
+            f"{error} What is done is kept in {work.path}: continue with --resume, or remove that folder."
+        ) from error
     except HashStreamError:
         # Jobs of an array share the folder: what the others did stays.
         if drop:

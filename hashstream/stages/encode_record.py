@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
+from hashstream.locations import absolute
 from hashstream.runtime import schema
 from hashstream.stages.encode_job import EncodeJob
 
@@ -14,7 +14,7 @@ def record_of(job: EncodeJob, fingerprints: list[str]) -> dict[str, Any]:
     """What the record of a run says of its stores: a value each."""
     stores = job.atlas.stores
     return {
-        "paths": [str(Path(p).absolute()) for p in job.atlas.paths],
+        "paths": [absolute(p) for p in job.atlas.paths],
         "fingerprints": fingerprints,
         "cells": [store.n_cells for store in stores],
         "matrix": [store.matrix_name for store in stores],

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, open_atlas, plan_ranges, stream_chunks
+from hashstream.atlas._checks import check_column_names
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.exchange import publish_at_once
@@ -140,6 +141,10 @@ def _write_new(run: Run, source: Atlas, partial: Path, suffix: str, *, counts: b
             "export with --no-counts."
         )
     var = source.stores[0].var if counts else pd.DataFrame(index=pd.Index([], dtype=str))
+    if suffix == ".zarr":
+        for store in source.stores:
+            check_column_names(f"{store.path}: obs", store.obs_columns())
+        check_column_names(f"{source.stores[0].path}: var", var.columns)
     root = _create(partial, suffix)
     try:
         with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):

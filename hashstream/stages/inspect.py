@@ -8,9 +8,11 @@ from typing import Any
 from hashstream.atlas import open_store
 from hashstream.errors import InputError
 from hashstream.hashing import Hasher
+from hashstream.locations import locate
 from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.database_schema import META as DATABASE_META
-from hashstream.runtime.run import META, Run
+from hashstream.runtime.record import META
+from hashstream.runtime.run import Run
 from hashstream.stages.reference import describe_reference
 
 #: Of a hasher's provenance, what is too long to read.
@@ -25,7 +27,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     InputError
         If it is none of them, or damaged.
     """
-    path = Path(path)
+    path = locate(path)
+    if isinstance(path, str):
+        return _inspect_atlas(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected an atlas, a hasher or a run.")
     if (path / META).is_file():
@@ -71,7 +75,7 @@ def _inspect_hasher(hasher: Hasher) -> dict[str, Any]:
     }
 
 
-def _inspect_atlas(path: Path) -> dict[str, Any]:
+def _inspect_atlas(path: Path | str) -> dict[str, Any]:
     store = open_store(path)
     nnz = store.matrix.nnz
     return {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hashstream.atlas import Atlas, open_atlas
 from hashstream.errors import InputError
+from hashstream.locations import is_lost
 from hashstream.runtime.run import Run
 
 
@@ -20,7 +21,7 @@ def open_run_atlas(run: Run, paths: Sequence[str | Path] | None = None) -> Atlas
     """
     listed = [str(path) for path in paths] if paths else run.input_paths
     for path in listed:
-        if not Path(path).exists():
+        if is_lost(path):
             raise InputError(f"{path}: the atlas of {run.path} is not there any more; say where it is with --atlas.")
     matrices = {str(name) for name in run.meta["input"]["matrix"]}
     layer = None

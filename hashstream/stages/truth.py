@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hashstream.atlas import open_atlas
 from hashstream.errors import InputError
+from hashstream.locations import is_lost
 from hashstream.runtime.run import Run
 
 
@@ -36,7 +37,7 @@ def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None)
     """
     paths = [str(p) for p in atlas] if atlas else run.input_paths
     for path in paths:
-        if not Path(path).exists():
+        if is_lost(path):
             raise InputError(f"{path}: the atlas of {run.path} is not there any more; say where it is with --atlas.")
     column = open_atlas(paths).obs_column(key)
     if len(column) != run.n_cells:

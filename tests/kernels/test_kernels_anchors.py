@@ -35,21 +35,28 @@ def test_scores_are_sums_over_bits(
     padded[:, :n_bits] = bits
     anchors = np.packbits(padded, axis=1, bitorder="little").view(np.uint64)
     profile = rng.integers(-1000, 1001, (n_classes, 2 * n_half)).astype(np.int16)
+    common = rng.integers(-32_000, 32_001, 2 * n_half).astype(np.int16)
     scale = float(rng.choice([1e-3, 0.1, 2.0]))
     before = codes.copy()
-    tables = AnchorTables.of(read_out, offset, scale, anchors, profile)
+    tables = AnchorTables.of(read_out, offset, scale, anchors, profile, common)
     found = anchor_scores(codes, tables, n_threads=n_threads)
-    meant = plain.anchor_scores(codes, read_out, offset, scale, anchors, profile)
+    meant = plain.anchor_scores(codes, read_out, offset, scale, anchors, profile, common)
     np.testing.assert_array_equal(found.top, meant.top)
     np.testing.assert_array_equal(found.distance, meant.distance)
     np.testing.assert_array_equal(found.agreement, meant.agreement)
+    np.testing.assert_array_equal(found.common, meant.common)
     np.testing.assert_allclose(found.probabilities, meant.probabilities, rtol=2e-6, atol=1e-20)
     np.testing.assert_array_equal(codes, before)
 
 
 def test_short_codes_are_refused() -> None:
     tables = AnchorTables.of(
-        np.ones((2, 64), np.int16), np.zeros(2, np.int32), 1.0, np.zeros((2, 1), np.uint64), np.ones((2, 2), np.int16)
+        np.ones((2, 64), np.int16),
+        np.zeros(2, np.int32),
+        1.0,
+        np.zeros((2, 1), np.uint64),
+        np.ones((2, 2), np.int16),
+        np.ones(2, np.int16),
     )
     with pytest.raises(ValueError, match="at least 2"):
         anchor_scores(np.zeros((1, 1), np.uint64), tables)

@@ -11,6 +11,7 @@ import h5py
 import pandas as pd
 import zarr
 
+from hashstream.atlas._checks import check_column_names
 from hashstream.atlas.ingest._arrays import CscMatrix, CsrMatrix, DenseMatrix
 from hashstream.atlas.ingest._rows import FAULTS, first_fault
 from hashstream.atlas.ingest._source import Matrix, Source, not_counts, reading
@@ -86,5 +87,6 @@ def _table(path: Path, root: Any, name: str) -> pd.DataFrame:
         table = anndata.io.read_elem(root[name])
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"{path}: {name} is not a table; expected one row a {'cell' if name == 'obs' else 'gene'}")
+    check_column_names(f"{path}: {name}", table.columns)
     table.index = table.index.astype(str)
     return table

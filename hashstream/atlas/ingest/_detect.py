@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import zarr
 
+from hashstream.atlas._hdf5_links import check_self_contained
 from hashstream.atlas.ingest._anndata import open_anndata
 from hashstream.atlas.ingest._csv import ENDINGS, open_csv
 from hashstream.atlas.ingest._loom import open_loom
@@ -38,6 +39,8 @@ def opened(path: Path, *, layer: str | None, transpose: bool | None) -> Iterator
         with reading(str(path)):
             root = h5py.File(path, "r")
         with root:
+            with reading(str(path)):
+                check_self_contained(path, root)
             yield _open_hdf5(path, root, layer)
     elif path.name.endswith(HDF5_ENDINGS):
         raise InputError(f"{path}: is not an HDF5 file ({path.stat().st_size:,} bytes); it is damaged or cut off")

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from hashstream.annotate.anchors import Anchors
+from hashstream.annotate.anchors import OTHERS, Anchors, typical_fit_to_others
+from hashstream.hashing.anchors.left_out import NoveltyWeights
 from hashstream.hashing.anchors.settings import AnchorSettings
 from hashstream.metrics import label_metrics
 
@@ -21,7 +22,11 @@ _LOG_RANGE = 4.0
 
 
 def calibrated(
-    anchors: Anchors, codes: NDArray[np.uint64], classes: NDArray[np.int64], settings: AnchorSettings
+    anchors: Anchors,
+    codes: NDArray[np.uint64],
+    classes: NDArray[np.int64],
+    novelty: NoveltyWeights,
+    settings: AnchorSettings,
 ) -> Anchors:
     """Anchors with temperature and thresholds learned on cells that training did not see.
 
@@ -34,9 +39,12 @@ def calibrated(
     codes : (n, n_words) uint64
         Codes of the validation cells.
     classes : (n,) int64
+    novelty
+        What leaving out types has taught about novelty.
     """
     odds = anchors.log_odds(codes).astype(np.float64)
     anchors = replace(anchors, scale=anchors.scale * _temperature(odds, classes))
+    anchors = replace(anchors, novelty_weights=novelty.table(anchors.features(codes)))
     scores = anchors.score(codes, unknown_threshold=0.0)
     first = scores.probabilities[:, 0].astype(np.float64)
     correct = scores.labels == classes
@@ -48,12 +56,18 @@ def calibrated(
 
 
 def carried_over(anchors: Anchors, like: Anchors, temperature: float) -> Anchors:
-    """Anchors that were learned again, with the temperature and the thresholds of those learned before."""
+    """Anchors that were learned again, with the temperature, the weights and the thresholds of those learned before.
+
+    Other novelty bits were drawn, by which a type lies a little nearer to the others or farther away; its threshold of
+    novelty moves by so much.
+    """
+    nearer = typical_fit_to_others(anchors.profile) - typical_fit_to_others(like.profile)
     return replace(
         anchors,
         scale=anchors.scale / temperature,
+        novelty_weights=like.novelty_weights,
         ambiguous_below=like.ambiguous_below,
-        novel_above=like.novel_above,
+        novel_above=like.novel_above - like.novelty_weights[1 + OTHERS] * nearer,
         calibration=like.calibration,
     )
 

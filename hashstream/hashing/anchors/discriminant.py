@@ -21,11 +21,14 @@ class Discriminant:
         From z to the axes.
     centroids : (n_classes, n_genes) float32
         Mean z of each class.
+    wide : (n_genes, n_wide) float64
+        More principal components, if asked for.
     """
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
     centroids: NDArray[np.float32]
+    wide: NDArray[np.float64]
 
 
 def fit_discriminant(
@@ -37,6 +40,7 @@ def fit_discriminant(
     *,
     n_components: int,
     shrinkage: float,
+    n_wide: int = 0,
 ) -> Discriminant:
     """Principal components of all cells, whitened by the covariance within the types.
 
@@ -49,8 +53,10 @@ def fit_discriminant(
         Cells whose components are taken; labels are not needed.
     labelled, classes : (n_labelled,) int64
         Cells with a label, and their class.
+    n_wide : int
+        Components to give beside those of the discriminant.
     """
-    components, centre = _components(z, everything, n_components)
+    components, centre, wide = _components(z, everything, n_components, n_wide)
     sums = np.zeros((n_classes, z.n_genes))
     scores = np.empty((len(labelled), components.shape[1]))
     for part, values in z.groups(labelled):
@@ -62,22 +68,26 @@ def fit_discriminant(
     centroids = sums / np.maximum(sizes, 1)[:, None]
     means = np.stack([np.bincount(classes, weights=s, minlength=n_classes) for s in scores.T], axis=1)
     within = scores - (means / np.maximum(sizes, 1)[:, None])[classes]
-    covariance = within.T @ within / len(within)
+    whitening = whiten(within.T @ within / len(within), shrinkage)
+    weight = components @ whitening
+    return Discriminant(weight, -(centre @ weight), centroids.astype(np.float32), wide)
+
+
+def whiten(covariance: NDArray[np.float64], shrinkage: float) -> NDArray[np.float64]:
+    """The map (n, n) after which a shrunken covariance within types is the identity."""
     n = len(covariance)
     typical = max(float(np.trace(covariance)) / n, 1e-9)
     covariance = (1 - shrinkage) * covariance + shrinkage * typical * np.eye(n)
     # A trace of the typical variance keeps it invertible without shrinkage, too.
     covariance += 1e-6 * typical * np.eye(n)
     # whitening.T @ covariance @ whitening = 1
-    whitening = scipy.linalg.solve_triangular(np.linalg.cholesky(covariance), np.eye(n), lower=True).T
-    weight = components @ whitening
-    return Discriminant(weight, -(centre @ weight), centroids.astype(np.float32))
+    return np.asarray(scipy.linalg.solve_triangular(np.linalg.cholesky(covariance), np.eye(n), lower=True).T)
 
 
 def _components(
-    z: Standardised, numbers: NDArray[np.int64], n_components: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Leading eigenvectors (n_genes, n) of the covariance of z, and its mean; summed a group of cells at a time."""
+    z: Standardised, numbers: NDArray[np.int64], n_components: int, n_wide: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Leading eigenvectors (n_genes, n) of the covariance of z, its mean, and `n_wide` eigenvectors."""
     gram, total = np.zeros((z.n_genes, z.n_genes)), np.zeros(z.n_genes)
     for _, values in z.groups(numbers):
         gram += values.T @ values
@@ -85,11 +95,21 @@ def _components(
     centre = total / len(numbers)
     gram -= len(numbers) * np.outer(centre, centre)
     gram /= len(numbers)
-    n = max(1, min(n_components, z.n_genes, len(numbers) - 1))
+    most = max(1, min(z.n_genes, len(numbers) - 1))
+    wide = np.zeros((z.n_genes, 0))
+    if n_wide:
+        # Apart from the others, so that these are the same to the last bit whether more are asked for or not.
+        wide = _eigenvectors(gram.copy(), min(n_wide, most))
+    return _eigenvectors(gram, min(n_components, most)), centre, wide
+
+
+def _eigenvectors(gram: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """The `n` leading ones; `gram` is overwritten."""
+    n_genes = len(gram)
     _, vectors = scipy.linalg.eigh(
-        gram, subset_by_index=(z.n_genes - n, z.n_genes - 1), overwrite_a=True, check_finite=False
+        gram, subset_by_index=(n_genes - n, n_genes - 1), overwrite_a=True, check_finite=False
     )
     vectors = vectors[:, ::-1]
     # An eigenvector's sign is arbitrary; the largest loading is made positive so that a fit is reproducible.
     peak = vectors[np.abs(vectors).argmax(axis=0), np.arange(n)]
-    return vectors * np.where(peak < 0, -1.0, 1.0), centre
+    return np.asarray(vectors * np.where(peak < 0, -1.0, 1.0))

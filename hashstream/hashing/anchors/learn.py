@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hashstream.annotate.anchors import EXACT_LIMIT, Anchors
+from hashstream.annotate.anchors import EXACT_LIMIT, N_FEATURES, Anchors
 from hashstream.hashing.anchors.batches import BatchSource, InMemory, Streamed
 from hashstream.hashing.anchors.calibrate import calibrated, carried_over
 from hashstream.hashing.anchors.cells import LabelledCells, Standardised
@@ -19,6 +19,7 @@ from hashstream.hashing.anchors.codebook import CodeBook, code_book
 from hashstream.hashing.anchors.deep import train_deep
 from hashstream.hashing.anchors.discriminant import fit_discriminant
 from hashstream.hashing.anchors.hyperplanes import Hyperplanes, train_hyperplanes
+from hashstream.hashing.anchors.left_out import WIDE, NoveltyWeights, cells_to_fit, learn_weights
 from hashstream.hashing.anchors.network import Network, add_points, join_heads, score_map
 from hashstream.hashing.anchors.novelty import Profiles, learn_profiles, projections
 from hashstream.hashing.anchors.settings import AnchorSettings
@@ -30,13 +31,17 @@ _MOST_INT16 = 32_000
 
 @dataclass(frozen=True)
 class Learned:
-    """Layers, bit head and the anchors that read the codes (not yet calibrated unless said)."""
+    """Layers, bit head and the anchors that read the codes (not yet calibrated unless said).
+
+    ``wide`` are principal components (n_genes, n_wide), more than the discriminant has; none where not asked for.
+    """
 
     network: Network
     bit_weight: NDArray[np.float32]
     bit_bias: NDArray[np.float32]
     anchors: Anchors
     book: CodeBook
+    wide: NDArray[np.float64]
     summary: dict[str, Any]
 
     def codes(self, z: Standardised, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -69,14 +74,20 @@ def learn(
     source = streamed(labelled[held_out]) if streamed is not None else None
     learned = _learn_once(cells, labelled[train], source, None, settings, seed, device, progress)
     codes = learned.codes(cells.z, labelled[held_out])
-    anchors = calibrated(learned.anchors, codes, cells.labels[labelled[held_out]], settings)
+    progress.note("fit: what novelty is, by leaving out each type in turn")
+    novelty = _novelty_weights(cells, learned.wide, labelled[train], labelled[held_out], settings, seed)
+    anchors = calibrated(learned.anchors, codes, cells.labels[labelled[held_out]], novelty, settings)
     temperature = learned.anchors.scale / anchors.scale
     again = source is None and len(labelled) <= settings.refit_cells
     if again:
         progress.note("fit: learning once more from all labelled cells, those of the validation included")
         learned = _learn_once(cells, labelled, None, learned.book, settings, seed, device, progress)
         anchors = carried_over(learned.anchors, anchors, temperature)
-    summary = learned.summary | {"temperature": temperature, "refitted": again}
+    summary = learned.summary | {
+        "temperature": temperature,
+        "refitted": again,
+        "types_left_out_in_turn": novelty.n_types,
+    }
     return replace(learned, anchors=anchors, summary=summary)
 
 
@@ -95,7 +106,15 @@ def _learn_once(
     everything = np.sort(np.concatenate([np.flatnonzero(cells.labels < 0), numbers]))
     progress.note(f"fit: discriminant of {len(numbers):,} cells of {n_classes} types")
     discriminant = fit_discriminant(
-        z, everything, numbers, classes, n_classes, n_components=settings.n_components, shrinkage=settings.shrinkage
+        z,
+        everything,
+        numbers,
+        classes,
+        n_classes,
+        n_components=settings.n_components,
+        shrinkage=settings.shrinkage,
+        # Only for what is learned first are types left out in turn.
+        n_wide=WIDE * settings.n_components if book is None else 0,
     )
     if book is None:
         book = code_book(n_classes, settings.n_bits, similarity=_similarity(discriminant.centroids), seed=seed)
@@ -125,6 +144,7 @@ def _learn_once(
         bit_bias=bit_bias,
         anchors=_anchors(cells, book, planes, profiles),
         book=book,
+        wide=discriminant.wide,
         summary={
             "code_book": book.kind,
             "minimum_distance": book.minimum_distance,
@@ -132,6 +152,27 @@ def _learn_once(
             "deep_steps": deep.steps,
             "deep_loss": deep.last_loss,
         },
+    )
+
+
+def _novelty_weights(
+    cells: LabelledCells,
+    wide: NDArray[np.float64],
+    train: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    settings: AnchorSettings,
+    seed: int,
+) -> NoveltyWeights:
+    """From the wide components of the labelled cells of both kinds."""
+    rng = np.random.default_rng((seed, 5))
+    train = train[cells_to_fit(cells.labels[train], rng)]
+    parts = []
+    for numbers in (train, held_out):
+        parts.append(np.empty((len(numbers), wide.shape[1])))
+        for part, values in cells.z.groups(numbers):
+            parts[-1][part] = values @ wide
+    return learn_weights(
+        parts[0], cells.labels[train], parts[1], cells.labels[held_out], cells.n_classes, settings, rng=rng
     )
 
 
@@ -149,6 +190,7 @@ def _anchors(cells: LabelledCells, book: CodeBook, planes: Hyperplanes, profiles
         profile=profiles.profile,
         fit_mean=profiles.fit_mean,
         fit_deviation=profiles.fit_deviation,
+        novelty_weights=np.eye(1 + N_FEATURES)[1],
         ambiguous_below=np.zeros(cells.n_classes),
         novel_above=np.full(cells.n_classes, 1e9),
         class_counts=cells.counts,

@@ -5,7 +5,8 @@ the whitened axes of the discriminant, cells of one type lie in one direction, a
 random projection tells about directions alone, so that codes of such signs differ in as many bits as directions differ
 in angle (Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002). Half of the novelty bits
 are projections of all axes, half of the subspace in which the means of the types lie. Orthogonal projections lose less
-than independent ones (Ji et al., "Super-bit locality-sensitive hashing", NeurIPS 2012).
+than independent ones (Ji et al., "Super-bit locality-sensitive hashing", NeurIPS 2012). What the fits to the label and
+to the other types say together is learned in `left_out`.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ def learn_profiles(bits: NDArray[np.bool_], classes: NDArray[np.int64], n_classe
         mean[:, half] = total / sizes[:, 0]
         square = np.bincount(classes, weights=(own[:, half] - mean[classes, half]) ** 2, minlength=n_classes)
         deviation[:, half] = np.sqrt(square / np.maximum(sizes[:, 0] - 1, 1))
-    # Deviations of a few cells are drawn towards that of all types.
+    # Those of a few cells are drawn towards those of all types.
     weight = sizes / (sizes + 10.0)
+    mean = weight * mean + (1 - weight) * (weight * mean).sum(axis=0) / weight.sum()
     pooled = np.sqrt((weight * deviation**2).sum(axis=0) / weight.sum())
     deviation = np.sqrt(weight * deviation**2 + (1 - weight) * pooled**2)
     return Profiles(profile, mean, np.maximum(deviation, _LEAST_DEVIATION))

@@ -65,7 +65,7 @@ def load_checkpoint(
     try:
         meta = json.loads((folder / _META).read_text())
         _check_origin(folder, meta["made_from"], made_from)
-        tensors = load_file(folder / meta["tensors"])
+        tensors = load_file(folder / Path(meta["tensors"]).name)
         parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (*_PREFIXES, "optimiser")}
         for key, tensor in tensors.items():
             prefix, _, name = key.partition(".")
