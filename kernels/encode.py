@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -183,6 +184,11 @@ class EncoderWeights:
         """The layers and the bit head as the kernels read them; made at the first use and kept."""
         return prepare_weights(self)
 
+    @cached_property
+    def of_threads(self) -> threading.local:
+        """What each thread keeps from call to call."""
+        return threading.local()
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name in self.__dataclass_fields__}
 
@@ -286,7 +292,7 @@ def encode_rows(
     capped = bool(np.isfinite(weights.cap).any())
 
     def work(start: int, stop: int) -> None:
-        scratch = _Scratch(weights, min(BLOCK_ROWS, stop - start))
+        scratch = _scratch_of(weights)
         for first in range(start, stop, BLOCK_ROWS):
             last = min(first + BLOCK_ROWS, stop)
             at, end = indptr[first], indptr[last]
@@ -306,14 +312,14 @@ def encode_rows(
 
 
 class _Scratch:
-    """What a thread writes between the steps of a block: kept from block to block, as fresh memory costs time."""
+    """What a thread writes between the steps of a block: kept as long as the weights, as fresh memory costs time."""
 
-    def __init__(self, weights: EncoderWeights, n_rows: int) -> None:
+    def __init__(self, weights: EncoderWeights) -> None:
         self._n_genes = weights.n_genes
         self._genes = np.empty(0, np.int32)
         self._values = np.empty(0, np.float32)
-        self._starts = np.empty(n_rows + 1, np.int64)
-        self.outputs = [np.empty((n_rows, len(layer.bias)), np.float32) for layer in weights.prepared]
+        self._starts = np.empty(BLOCK_ROWS + 1, np.int64)
+        self.outputs = [np.empty((BLOCK_ROWS, len(layer.bias)), np.float32) for layer in weights.prepared]
 
     def entries(self, nnz: int, n_rows: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
         """Room for the genes, values and starts of the selected values of `n_rows` rows that store `nnz`."""
@@ -321,6 +327,15 @@ class _Scratch:
         if room > len(self._genes):
             self._genes, self._values = np.empty(room, np.int32), np.empty(room, np.float32)
         return self._genes, self._values, self._starts[: n_rows + 1]
+
+
+def _scratch_of(weights: EncoderWeights) -> _Scratch:
+    """This thread's."""
+    own = weights.of_threads
+    if not hasattr(own, "scratch"):
+        own.scratch = _Scratch(weights)
+    scratch: _Scratch = own.scratch
+    return scratch
 
 
 def _project(
