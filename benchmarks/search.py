@@ -158,7 +158,7 @@ def bench_threads(codes: Codes, queries: Codes, *, replicates: int) -> Found:
         "one": lambda: kernels.hamming_topk(queries, codes, K, n_threads=1),
         "two": lambda: kernels.hamming_topk(queries, codes, K, n_threads=2),
     }
-    records = interleave("threads", dataset, contestants, replicates=3 * replicates)
+    records = interleave("threads", dataset, contestants, replicates=5 * replicates)
     one, two = (median_elapsed(records, f"threads/{name}") for name in contestants)
     return records, {"two_threads_vs_one": one / two}
 

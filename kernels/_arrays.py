@@ -117,10 +117,13 @@ def float_matrix(values: Any, name: str, dtype: type = np.float32) -> NDArray[An
     return np.ascontiguousarray(values, dtype=dtype)
 
 
-def share_rows(work: Callable[[int, int], T], n_rows: int, n_threads: int, *, multiple: int = 1) -> list[T]:
-    """The results of ``work(start, stop)`` on contiguous blocks of rows, one block a thread, in the order of the rows.
+def share_rows(
+    work: Callable[[int, int], T], n_rows: int, n_threads: int, *, multiple: int = 1, blocks_each: int = 1
+) -> list[T]:
+    """The results of ``work(start, stop)`` on contiguous blocks of rows, in the order of the rows.
 
-    The blocks begin at multiples of `multiple`. No rows give one call with (0, 0).
+    There are `blocks_each` blocks a thread, which a thread takes as it is done with others: several, so that one thread
+    that is held up does not hold up all. They begin at multiples of `multiple`. No rows give one call with (0, 0).
 
     Raises
     ------
@@ -129,7 +132,7 @@ def share_rows(work: Callable[[int, int], T], n_rows: int, n_threads: int, *, mu
     """
     if n_threads < 1:
         raise ValueError(f"n_threads is {n_threads}, expected at least 1")
-    step = -(-n_rows // n_threads)
+    step = -(-n_rows // (n_threads * blocks_each))
     step = max(multiple, -(-step // multiple) * multiple)
     blocks = [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)] or [(0, 0)]
     if len(blocks) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ SLICED_FROM = 48  # queries from which turning the codes into bit planes pays
 SLICED_WORDS = 4  # longest codes for which the loops and a tree of adders are compiled
 SLICED_QUERIES = 256  # queries that share the tables of a block
 SHARED_CODES = 1 << 16  # fewest codes that a thread is given where threads share the codes
+SHARED_BLOCKS = 3  # blocks of codes a thread
 
 
 @jit
@@ -126,10 +128,10 @@ def _smallest_of_64(query, flat, at, words):  # type: ignore[no-untyped-def]
 def _topk_scan(queries, codes, k, words, distances, rows):  # type: ignore[no-untyped-def]
     """Nearest codes of few: a code enters only if it is nearer than the k-th nearest so far.
 
-    `words` is a tuple as long as a code has words, at most 4, so that each length is compiled for itself.
+    `words` is a tuple as long as a code has words, at most 4, so that each length is compiled for itself. `distances`
+    begins with what only nearer codes displace.
     """
     n_words, flat = len(words), codes.ravel()
-    distances[:] = np.int32(0x7FFFFFFF)
     whole = len(codes) - len(codes) % SLICE_CODES
     for first in range(0, whole, SLICE_CODES):
         for q in range(len(queries)):
@@ -159,7 +161,6 @@ def _enter(distance, row, distances, rows, k):  # type: ignore[no-untyped-def]
 def _topk_one(query, codes, k, words, distances, rows):  # type: ignore[no-untyped-def]
     """As `_topk_scan`, for one query: bound by memory, which gives more when read in several places in turn."""
     n_words, flat = len(words), codes.ravel()
-    distances[:] = np.int32(0x7FFFFFFF)
     part = len(codes) // STREAMS // 64 * 64
     for first in range(0, part, 64):
         for stream in range(STREAMS):
@@ -178,7 +179,6 @@ def _topk_one(query, codes, k, words, distances, rows):  # type: ignore[no-untyp
 def _topk_wide(queries, codes, k, distances, rows):  # type: ignore[no-untyped-def]
     """As `_topk_scan`, for codes of any number of words."""
     block_distances = np.empty(BLOCK, np.uint16)
-    distances[:] = np.int32(0x7FFFFFFF)
     for start in range(0, len(codes), BLOCK):
         block = codes[start : start + BLOCK]
         for q in range(len(queries)):
@@ -268,7 +268,6 @@ def _topk_sliced(queries, codes, k, words, sizes, distances, rows):  # type: ign
     choices, limits = _choices_of(queries, n_entries), _limits_to(n_bits, n_levels)
     planes, tables = _aligned(n_bits * SLICE_LANES), _aligned(n_planes * SLICE_LANES)
     marked, flat = np.empty(SLICE_LANES, np.uint64), codes.ravel()
-    distances[:] = n_bits + 1
     whole = len(codes) - len(codes) % SLICE_CODES
     for first in range(0, len(queries), SLICED_QUERIES):
         last = min(first + SLICED_QUERIES, len(queries))
@@ -352,16 +351,8 @@ def hamming_topk(
         return distances, rows
 
     if len(queries) < n_threads * SLICED_QUERIES and k < len(codes) >= 2 * SHARED_CODES and n_threads > 1:
-        # Too few queries to share the work of making bit planes: threads share the codes. Parts come in the order of
-        # rows, so that ties of a stable sort do too.
-        def search(start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-            found = _search(queries, codes[start:stop], min(k, stop - start))
-            return found[0], found[1] + start
-
-        parts = share_rows(search, len(codes), n_threads, multiple=SHARED_CODES)
-        distances, rows = (np.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
-        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        # Too few queries to share the work of making bit planes: threads share the codes.
+        return _search_in_parts(queries, codes, k, n_threads)
 
     def work(start: int, stop: int) -> None:
         distances[start:stop], rows[start:stop] = _search(queries[start:stop], codes, k)
@@ -370,9 +361,39 @@ def hamming_topk(
     return distances, rows
 
 
-def _search(queries: NDArray[np.uint64], codes: NDArray[np.uint64], k: int) -> Any:
-    """The k nearest codes by the scan that suits the number of queries, on one thread."""
-    distances, rows = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
+def _search_in_parts(queries: NDArray[np.uint64], codes: NDArray[np.uint64], k: int, n_threads: int) -> Any:
+    """The k nearest codes, by threads that take blocks of codes."""
+    # Where k codes within a distance are known, those of other blocks matter only up to that distance.
+    least = np.full(len(queries), 64 * codes.shape[1] + 1, np.int32)
+    lock = Lock()
+
+    def search(start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        block = codes[start:stop]
+        with lock:
+            beyond = least + 1
+        distances, rows = _search(queries, block, min(k, len(block)), beyond)
+        if len(block) >= k:
+            with lock:
+                np.minimum(least, distances[:, -1], out=least)
+        return distances, rows + start
+
+    parts = share_rows(search, len(codes), n_threads, multiple=SHARED_CODES, blocks_each=SHARED_BLOCKS)
+    distances, rows = (np.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
+    # Blocks come in the order of rows, so that ties of a stable sort do too.
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def _search(
+    queries: NDArray[np.uint64], codes: NDArray[np.uint64], k: int, beyond: NDArray[np.int32] | None = None
+) -> Any:
+    """The k nearest codes by the scan that suits the number of queries, on one thread.
+
+    With `beyond`, a distance for each query, only codes nearer than that are certain to be found; in place of others
+    may stand that distance or a larger one.
+    """
+    distances, rows = np.empty((len(queries), k), np.int32), np.full((len(queries), k), -1, np.int64)
+    distances[:] = 64 * codes.shape[1] + 1 if beyond is None else beyond[:, None]
     n_words = codes.shape[1]
     if k > SMALL_K:
         _topk_counting(queries, codes, k, distances, rows)
