@@ -364,7 +364,7 @@ def hamming_topk(
 def _search_in_parts(queries: NDArray[np.uint64], codes: NDArray[np.uint64], k: int, n_threads: int) -> Any:
     """The k nearest codes, by threads that take blocks of codes."""
     # Where k codes within a distance are known, those of other blocks matter only up to that distance.
-    least = np.full(len(queries), 64 * codes.shape[1] + 1, np.int32)
+    least = np.full(len(queries), 64 * codes.shape[1], np.int32)
     lock = Lock()
 
     def search(start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
