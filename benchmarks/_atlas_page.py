@@ -63,11 +63,20 @@ def write_markdown(path: Path, result: dict[str, Any]) -> None:
         ],
     )  # fmt: skip
     quality = grid(
-        ["cells", "ARI of clusters", "accuracy of labels", "encode / read"],
+        [
+            "cells",
+            "ARI of 54 clusters",
+            "ARI of Leiden communities",
+            "communities",
+            "accuracy of labels",
+            "encode / read",
+        ],
         [
             [
                 f"{job['cells']:,}",
                 f"{job['cluster']['ari']:.3f}",
+                f"{job['communities']['ari']:.3f}",
+                f"{job['communities']['n_clusters']}",
                 "" if job["label"] is None else f"{job['label']['accuracy']:.3f}",
                 f"{job['encode_over_read']:.2f}",
             ]

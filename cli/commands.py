@@ -299,7 +299,14 @@ def encode(
     )
     fit_settings = PcaItqSettings(n_bits=bits, n_genes=n_genes)
     if dry_run:
-        plan = encode_plan.dry_run(sources, hasher=hasher, settings=settings, fit_settings=fit_settings, layer=layer)
+        plan = encode_plan.dry_run(
+            sources,
+            hasher=hasher,
+            settings=settings,
+            fit_settings=fit_settings,
+            layer=layer,
+            distributed=bool(cluster),
+        )
         session.show(plan if session.json else encode_plan.describe_plan(plan))
         return
     share = None if partition is None else encode_plan.Partition.parse(partition)
@@ -405,7 +412,14 @@ def finalize(session: Session, run: Path, force: bool) -> None:
 @click.option(
     "--bucket-bits",
     type=click.IntRange(min=1),
-    help="Prefix to cluster.  [default: 3 cells a bucket, at most 16,384 buckets]",
+    help="Prefix to cluster.  [default: 3 cells a bucket, at most 16,384 buckets; 65,536 for Leiden at a resolution]",
+)
+@click.option(
+    "--assign",
+    type=click.Choice(["auto", "bucket", "cell"]),
+    show_default=True,
+    help="Give cells their bucket's cluster, or the one that their own whole code fits best; auto: by cell above "
+    "49,152 cells, where buckets are coarse.",
 )
 @click.option("--batch-key", metavar="KEY", help="Column of obs with the batch of each cell: integrate the batches.")
 @options.atlas
@@ -417,10 +431,11 @@ def cluster(
     method: str,
     resolution: float | None,
     bucket_bits: int | None,
+    assign: str,
     batch_key: str | None,
     atlas: tuple[Path | str, ...],
 ) -> None:
-    """Cluster the bucket tokens of a run; cells inherit their bucket's cluster."""
+    """Cluster the bucket tokens of a run; cells get their bucket's cluster, or start from it."""
     from hashstream.stages.cluster import cluster as cluster_stage
     from hashstream.stages.cluster import parse_n_clusters
 
@@ -430,6 +445,7 @@ def cluster(
         method=method,
         resolution=resolution,
         bucket_bits=bucket_bits,
+        assign=assign,
         batch_key=batch_key,
         atlas=list(atlas) or None,
         seed=session.seed,

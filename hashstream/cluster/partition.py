@@ -26,8 +26,8 @@ DEVIATION_POWER = 0.5
 #: Components that clustering looks at.
 N_DIMS = 50
 #: Buckets are clustered at the longest prefix that leaves 3 cells to a bucket on average and gives at most 16,384 of
-#: them, which Ward linkage joins in seconds.
-SHORTEST_PREFIX, CELLS_PER_BUCKET, MOST_POINTS = 8, 3, 16_384
+#: them, which Ward linkage joins in seconds. Leiden at one resolution takes four times as many.
+SHORTEST_PREFIX, CELLS_PER_BUCKET, MOST_POINTS, MOST_LEIDEN_POINTS = 8, 3, 16_384, 65_536
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def cluster_tokens(
             "encode with more buckets (--max-buckets)."
         )
     if bucket_bits is None:
-        bucket_bits = clustering_prefix(tokens, at_least=n_clusters or 1)
+        most = MOST_LEIDEN_POINTS if method == "leiden" and n_clusters is None else MOST_POINTS
+        bucket_bits = clustering_prefix(tokens, at_least=n_clusters or 1, most=most)
     elif not 1 <= bucket_bits <= tokens.bucket_bits:
         raise SettingsError(f"bucket_bits is {bucket_bits}; the run's buckets have {tokens.bucket_bits} bits.")
     coarse, parent = tokens.shorten(bucket_bits)
@@ -140,13 +141,13 @@ def cluster_tokens(
     )
 
 
-def clustering_prefix(tokens: Tokens, *, at_least: int = 1) -> int:
-    """The longest prefix that leaves 3 cells to a bucket on average and gives at most 16,384 buckets; at least 8 bits.
+def clustering_prefix(tokens: Tokens, *, at_least: int = 1, most: int | None = None) -> int:
+    """The longest prefix that leaves 3 cells to a bucket on average and gives at most `most` (16,384) buckets; at least 8 bits.
 
     Shorter buckets average out noise and cost less; longer ones are nearly single cells. A longer prefix is taken
     where it needs one to have `at_least` buckets.
     """
-    most = min(tokens.n_cells // CELLS_PER_BUCKET, MOST_POINTS)
+    most = min(tokens.n_cells // CELLS_PER_BUCKET, MOST_POINTS if most is None else most)
     best, too_long = min(SHORTEST_PREFIX, tokens.bucket_bits), tokens.bucket_bits + 1
     # The number of distinct prefixes rises with their length, so the length is found by bisection.
     while too_long - best > 1:

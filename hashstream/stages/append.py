@@ -29,10 +29,10 @@ from hashstream.runtime.run import BUCKETS, CELLS, CODES, HASHER, Run
 from hashstream.runtime.run_lock import hold_run
 from hashstream.runtime.schema import REQUIRED_CELL_COLUMNS
 from hashstream.stages.distribute import ClusterSettings, require_distributed
-from hashstream.stages.encode import bind, keeping, kernels_loading, projected, run_partitions
+from hashstream.stages.encode import bind, keeping, kernels_loading, run_partitions
 from hashstream.stages.encode_finish import finish
 from hashstream.stages.encode_job import EncodeJob
-from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of
+from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of, project_encode
 from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
 from hashstream.stages.workdir import WorkDir
 
@@ -111,7 +111,7 @@ def append(
         fingerprints = [store.fingerprint() for store in atlas.stores]
     _check_new(old, atlas, fingerprints)
     own = old.hasher()
-    projection = projected(atlas, settings, own, cluster)
+    projection = project_encode(atlas, settings, own, distributed=bool(cluster))
     chunk_bytes = chunk_bytes_of(projection, settings)
     work = WorkDir.of(target)
     joining = resume and work.exists()

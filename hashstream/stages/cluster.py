@@ -1,4 +1,4 @@
-"""Stage `cluster`: group the bucket tokens of a run; every cell inherits its bucket's cluster."""
+"""Stage `cluster`: group the bucket tokens of a run; cells inherit their bucket's cluster, or start from it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 
 from hashstream.buckets import Tokens
 from hashstream.cluster import UNSURE, TokenClusters, TransformerSettings, cluster_tokens
+from hashstream.cluster.partition import CELLS_PER_BUCKET, MOST_POINTS
 from hashstream.errors import SettingsError
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run, categories
 from hashstream.runtime.schema import LABEL_MAJORITY
 from hashstream.stages.batches import batch_tokens, token_of_cell
+from hashstream.stages.cluster_cells import CellClusters
 
+ASSIGNMENTS = ("auto", "bucket", "cell")
 #: Buckets in the record of those that hold many cells and are torn between two clusters.
 MIXED_LISTED = 10
 
@@ -50,6 +53,7 @@ def cluster(
     method: str = "ward",
     resolution: float | None = None,
     bucket_bits: int | None = None,
+    assign: str = "auto",
     batch_key: str | None = None,
     transformer: TransformerSettings | None = None,
     atlas: Sequence[str | Path] | None = None,
@@ -64,6 +68,11 @@ def cluster(
         None: chosen from the tokens, without labels.
     method, resolution, bucket_bits, transformer, seed
         See `hashstream.cluster.cluster_tokens`.
+    assign
+        ``bucket``: cells have their bucket's cluster. ``cell``: each goes from there to the cluster that its whole code
+        fits best (`hashstream.cluster.cells`). ``auto``: by cell where the atlas has more cells than buckets of three
+        could be clustered (49,152), unless a Transformer has moved the buckets, the prefix is given, or batches are
+        integrated.
     batch_key
         Column of obs with the batch of each cell: tokens are split by batch (`hashstream.stages.batches`, one more
         pass over the atlas the first time) and integrated before they are clustered.
@@ -80,6 +89,13 @@ def cluster(
     ------
     InputError, SettingsError, TrainingError
     """
+    if assign not in ASSIGNMENTS:
+        raise SettingsError(f"--assign is {assign!r}; expected one of {', '.join(ASSIGNMENTS)}.")
+    if assign == "cell" and batch_key is not None:
+        raise SettingsError(
+            "--assign cell and --batch-key exclude each other: the codes of cells differ by batch, which integrated "
+            "buckets do not."
+        )
     run, progress = run if isinstance(run, Run) else Run.open(run), progress or Silent()
     begin = time.perf_counter()
     names: list[str] | None = None
@@ -101,14 +117,22 @@ def cluster(
     )
     for warning in found.warnings:
         progress.note(f"warning: {warning}")
+    coarse = run.n_cells > MOST_POINTS * CELLS_PER_BUCKET and method != "transformer"
+    coarse = coarse and bucket_bits is None and batch_key is None
     sizes = np.bincount(found.labels, weights=tokens.counts, minlength=found.n_clusters).astype(np.int64)
     # Clusters are numbered from the largest to the smallest, as users of scanpy expect.
     rank = np.empty(found.n_clusters, dtype=np.int32)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(found.n_clusters, dtype=np.int32)
     labels = rank[found.labels]
+    cells: CellClusters | None = None
+    if found.n_clusters > 1 and (assign == "cell" or (assign == "auto" and coarse)):
+        cells = CellClusters.of(run, labels, n_threads=available_threads())
+        sizes = cells.sizes
     record = {
         "method": method,
-        "n_clusters": found.n_clusters,
+        "n_clusters": len(sizes),
+        "assigned_by": "bucket" if cells is None else "cell",
+        "cells_moved": 0 if cells is None else cells.moved,
         "chosen_by": found.chosen_by,
         "n_buckets": found.n_points,
         "bucket_bits": found.bucket_bits,
@@ -120,11 +144,15 @@ def cluster(
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
+    stale = [LABEL_MAJORITY.name]  # of other clusters
+    if cells is not None:
+        names_of_columns = ["cluster", "cluster_confidence"]
+        run.set_cell_columns(names_of_columns, cells.columns, stage="cluster", record=record, without=stale)
+        return record
     values = {
         "cluster": categories([str(i) for i in range(found.n_clusters)], labels),
         "cluster_confidence": pa.array(found.confidence),
     }
-    stale = [LABEL_MAJORITY.name]  # of other clusters
     if batch_key is None:
         run.set_bucket_columns(values, stage="cluster", record=record, without=stale)
         return record

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from hashstream.errors import HashStreamError, InputError, MissingDependencyError, PartialRunError, SettingsError
 from hashstream.locations import absolute
-from hashstream.runtime.budget import MIB
 from hashstream.runtime.events import ProgressListener
 from hashstream.stages.distribute_clients import client_of, local_client
 from hashstream.stages.encode_job import EncodeJob
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
     from hashstream.stages.distribute_worker import PartitionReport, RemoteJob
 
-#: What a process of dask.distributed holds beyond one of HashStream alone.
-DISTRIBUTED_BYTES = 48 * MIB
 _LOOK_S = 2.0
 _NO_WORKERS_S = 120.0
 _VISIBLE_S = 90.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from hashstream.errors import HashStreamError, InputError, PartialRunError, Sett
 from hashstream.hashing import BoundHasher, Hasher, PcaItqSettings
 from hashstream.hashing.moment_match import moment_matched
 from hashstream.kernels import EncoderWeights, encode_rows
-from hashstream.runtime.budget import Projection, is_disk_full
+from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, remove
 from hashstream.runtime.provenance import Timings
 from hashstream.runtime.run import HASHER, Run
-from hashstream.stages.distribute import DISTRIBUTED_BYTES, ClusterSettings, require_distributed, run_on_cluster
+from hashstream.stages.distribute import ClusterSettings, require_distributed, run_on_cluster
 from hashstream.stages.encode_finish import finish
 from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes_of, project_encode
@@ -201,7 +201,7 @@ def _encode(
         hasher = Hasher.load(hasher)
     if moment_match:
         hasher = _matched(hasher, atlas, settings, sample_cells, seed, progress)
-    projection = projected(atlas, settings, hasher or fit_settings, cluster)
+    projection = project_encode(atlas, settings, hasher or fit_settings, distributed=bool(cluster))
     chunk_bytes = chunk_bytes_of(projection, settings)
     with timings.measure("fit"):
         hasher, made_by = _hasher(hasher, atlas, work if joining else None, fit_settings, sample_cells, seed, progress)
@@ -230,16 +230,6 @@ def _encode(
             workers=workers,
             held=held,
         )
-
-
-def projected(
-    atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaItqSettings, cluster: ClusterSettings
-) -> Projection:
-    """The memory model of a process that encodes, with what a cluster's libraries take."""
-    projection = project_encode(atlas, settings, hasher)
-    if not cluster:
-        return projection
-    return replace(projection, fixed={**projection.fixed, "dask.distributed": DISTRIBUTED_BYTES})
 
 
 def bind(hasher: Hasher, atlas: Atlas, settings: EncodeSettings, progress: ProgressListener) -> list[BoundHasher]:

@@ -22,6 +22,8 @@ DEFAULT_PARTITION_ROWS = 1 << 19
 DEFAULT_MAX_MEMORY = "1GiB"
 #: What CuPy and a CUDA context add to a process: an estimate, as it has not been run on a GPU.
 _CUDA_BYTES = 400 * MIB
+#: What a process of dask.distributed holds beyond one of HashStream alone.
+DISTRIBUTED_BYTES = 48 * MIB
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,11 @@ def dry_run(
     settings: EncodeSettings | None = None,
     fit_settings: PcaItqSettings | None = None,
     layer: str | None = None,
+    distributed: bool = False,
 ) -> dict[str, Any]:
     """What `encode` would do: partitions, chunks, bytes to read and to write, projected memory. Nothing is written.
+
+    With `distributed`, the memory is that of each process of a cluster.
 
     Raises
     ------
@@ -113,7 +118,7 @@ def dry_run(
     if hasher is not None and not isinstance(hasher, Hasher):
         hasher = Hasher.load(hasher)
     made_by = hasher or fit_settings or PcaItqSettings()
-    projection = project_encode(atlas, settings, made_by)
+    projection = project_encode(atlas, settings, made_by, distributed=distributed)
     n_bits, n_dims, _ = shape_of(made_by)
     chunk_bytes = chunk_bytes_of(projection, settings)
     stored = [store.matrix.nnz for store in atlas.stores]
@@ -137,7 +142,9 @@ def shape_of(hasher: Hasher | PcaItqSettings) -> tuple[int, int, int]:
     return hasher.n_bits, max(hasher.n_components, hasher.n_bits), hasher.n_genes
 
 
-def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaItqSettings) -> Projection:
+def project_encode(
+    atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaItqSettings, *, distributed: bool = False
+) -> Projection:
     """The memory model of `encode`.
 
     Counted are a fresh process with its libraries and compiled kernels, the folded weights, four times the bucket table
@@ -156,6 +163,8 @@ def project_encode(atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaI
         "buckets": min(settings.max_buckets, atlas.n_cells) * row * 4,
         "codes": partition_rows * n_words * 8 * 2,
     }
+    if distributed:
+        fixed["dask.distributed"] = DISTRIBUTED_BYTES
     on_gpu = settings.device == "cuda"
     if on_gpu:
         fixed["cuda"] = _CUDA_BYTES

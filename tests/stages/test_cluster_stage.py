@@ -81,3 +81,35 @@ def test_the_record_names_torn_buckets(small_h5ad: Path, tmp_path: Path) -> None
     assert len(mixed["largest"]) > 0
     cells = [bucket["cells"] for bucket in mixed["largest"]]
     assert cells == sorted(cells, reverse=True)
+
+
+def test_cells_are_assigned_by_their_codes(small_h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode(small_h5ad, tmp_path / "run")
+    record = cluster(tmp_path / "run", n_clusters=4, bucket_bits=4, assign="bucket")
+    assert (record["assigned_by"], record["cells_moved"]) == ("bucket", 0)
+    of_buckets = column(tmp_path / "run", "cluster")
+    record = cluster(tmp_path / "run", n_clusters=4, bucket_bits=4, assign="cell")
+    of_cells = column(tmp_path / "run", "cluster")
+    assert record["assigned_by"] == "cell"
+    assert 0 < record["cells_moved"] < len(of_cells)
+    names, sizes = np.unique(of_cells, return_counts=True)
+    assert dict(zip(names, sizes, strict=True)) == {str(i): n for i, n in enumerate(record["sizes"])}
+    assert record["sizes"] == sorted(record["sizes"], reverse=True)
+    truth = anndata.read_h5ad(small_h5ad, backed="r").obs["cell_type"].astype(str)
+    assert adjusted_rand_score(truth, of_cells) > adjusted_rand_score(truth, of_buckets) + 0.05
+    confidence = column(tmp_path / "run", "cluster_confidence")
+    assert 0.5 <= confidence.min() <= confidence.max() <= 1
+    # An atlas is large where its buckets of three cells are more than can be clustered.
+    assert cluster(tmp_path / "run", n_clusters=4)["assigned_by"] == "bucket"
+    monkeypatch.setattr("hashstream.stages.cluster.MOST_POINTS", 10)
+    assert cluster(tmp_path / "run", n_clusters=4)["assigned_by"] == "cell"
+    assert cluster(tmp_path / "run", n_clusters=4, bucket_bits=4)["assigned_by"] == "bucket"
+    assert cluster(tmp_path / "run", n_clusters=1)["assigned_by"] == "bucket"
+
+
+def test_odd_assignments_are_refused(small_h5ad: Path, tmp_path: Path) -> None:
+    encode(small_h5ad, tmp_path / "run")
+    with pytest.raises(SettingsError, match="--assign is 'row'"):
+        cluster(tmp_path / "run", assign="row")
+    with pytest.raises(SettingsError, match="--assign cell and --batch-key"):
+        cluster(tmp_path / "run", assign="cell", batch_key="batch")

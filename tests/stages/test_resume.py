@@ -22,7 +22,7 @@ from hashstream.hashing import Hasher
 from hashstream.runtime.budget import parse_bytes
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
 from hashstream.stages.encode import encode, finalize
-from hashstream.stages.encode_plan import EncodeSettings, Partition
+from hashstream.stages.encode_plan import DISTRIBUTED_BYTES, EncodeSettings, Partition
 from tests.processes import interruptible
 from tests.stages.test_encode import content
 
@@ -245,6 +245,8 @@ def test_dry_run_tells_and_writes_nothing(atlas: Path, tmp_path: Path, hashstrea
     plan = json.loads(result.stdout)
     assert (plan["cells"], plan["partitions"], plan["stored_values"]) == (CELLS, 3, CELLS * 8)
     assert 50 << 20 < plan["projected_peak_bytes"] <= plan["max_memory_bytes"] == 1 << 30
+    shared = json.loads(hashstream("--json", *arguments, "--workers", 2).stdout)
+    assert shared["projected_parts"]["dask.distributed"] == DISTRIBUTED_BYTES
     assert list(tmp_path.iterdir()) == []
     assert "GiB" in hashstream(*arguments).stdout
 

@@ -20,11 +20,11 @@ from click.testing import Result
 
 from hashstream.errors import InputError, MissingDependencyError, PartialRunError, SettingsError
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
-from hashstream.stages import distribute, distribute_clients
+from hashstream.stages import distribute_clients
 from hashstream.stages.append import append
 from hashstream.stages.distribute import ClusterSettings
 from hashstream.stages.encode import encode
-from hashstream.stages.encode_plan import Partition
+from hashstream.stages.encode_plan import DISTRIBUTED_BYTES, Partition
 from hashstream.stages.workdir import WorkDir
 from tests.stages.test_append import Notes
 from tests.stages.test_encode import content
@@ -92,7 +92,7 @@ def test_same_bytes_and_a_record_of_each_worker(
     assert {one["host"] for one in record["processes"]} == {socket.gethostname()}
     assert os.getpid() not in {one["pid"] for one in record["processes"]}
     assert 1e8 < record["peak_rss_bytes"] <= run.meta["projected_peak_bytes"]
-    assert run.meta["projected_peak_bytes"] == whole.meta["projected_peak_bytes"] + distribute.DISTRIBUTED_BYTES
+    assert run.meta["projected_peak_bytes"] == whole.meta["projected_peak_bytes"] + DISTRIBUTED_BYTES
     assert whole.meta["workers"] is None
 
 

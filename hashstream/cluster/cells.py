@@ -1,0 +1,103 @@
+"""Single cells of a large atlas, moved to the cluster that their whole code fits best.
+
+Of a large atlas only short prefixes of codes can be clustered, so that one bucket holds cells of several types, however
+well the buckets were put together. The rest of the code tells these cells apart. Given the clusters of the buckets, how
+often each bit is set in each cluster makes a mixture of independent bits, and every cell goes to its most probable
+component: one step of expectation and maximisation (Bishop, "Pattern Recognition and Machine Learning", 2006, section
+9.3.3). Further steps change little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from hashstream.kernels import unpack_bits
+from hashstream.kernels.anchors import AnchorTables, anchor_scores
+
+_MOST_INT16 = 32_000
+_LOG_RANGE = 5.0
+
+
+@dataclass(frozen=True)
+class BitProfiles:
+    """How the cells of each cluster set the bits of their codes.
+
+    Attributes
+    ----------
+    tables : AnchorTables
+        Log-odds of the clusters for each four bits of a code.
+    """
+
+    tables: AnchorTables
+
+    @classmethod
+    def of(
+        cls, set_bits: NDArray[np.int64], sizes: NDArray[np.int64], codes: NDArray[np.uint64], labels: NDArray[np.int32]
+    ) -> BitProfiles:
+        """Profiles from counts, and a temperature from a sample.
+
+        Parameters
+        ----------
+        set_bits : (n_clusters, n_bits) int64
+            Cells of each cluster that have the bit set.
+        sizes : (n_clusters,) int64
+            Cells of each cluster, at least 1.
+        codes, labels : (n, n_words) uint64, (n,) int32
+            Some cells, and the cluster of their bucket. Bits depend on each other, so the probabilities are softened
+            until they agree best with these labels.
+        """
+        n_clusters, n_bits = set_bits.shape
+        share = (set_bits + 1.0) / (sizes[:, None] + 2.0)
+        weight = np.log(share / (1 - share)) / 2
+        offset = np.log(share * (1 - share)).sum(axis=1) / 2 + np.log(sizes)
+        # In whole numbers, whose sums do not depend on their order.
+        unit = max(float(np.abs(weight).max()), 1e-9) / _MOST_INT16
+        read_out, shift = np.rint(weight / unit).astype(np.int16), np.rint(offset / unit).astype(np.int32)
+        signs = 2.0 * unpack_bits(codes, n_bits) - 1.0
+        odds = unit * (signs @ read_out.T.astype(np.float64) + shift)
+        return cls(
+            AnchorTables.of(
+                read_out,
+                shift,
+                unit * _temperature(odds, labels),
+                np.zeros((n_clusters, codes.shape[1]), np.uint64),
+                np.zeros((n_clusters, 0), np.int16),
+                np.zeros(0, np.int16),
+            )
+        )
+
+    def assign(self, codes: NDArray[np.uint64], *, n_threads: int = 1) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The cluster of each code, and how sure it is.
+
+        Returns
+        -------
+        labels : (n,) int32
+        confidence : (n,) float32
+            Probability of the cluster over its sum with that of the second: 0.5 to 1.
+        """
+        found = anchor_scores(codes, self.tables, n_threads=n_threads)
+        first, second = found.probabilities[:, 0], found.probabilities[:, 1]
+        return found.top[:, 0].copy(), first / (first + second)
+
+
+def count_set_bits(
+    codes: NDArray[np.uint64], labels: NDArray[np.int32], n_clusters: int, n_bits: int
+) -> NDArray[np.int64]:
+    """Cells of each cluster that have each bit set: (n_clusters, n_bits) int64."""
+    bits = unpack_bits(codes, n_bits).astype(bool)
+    return np.stack([np.bincount(labels[column], minlength=n_clusters) for column in bits.T], axis=1)
+
+
+def _temperature(odds: NDArray[np.float64], labels: NDArray[np.int32]) -> float:
+    """What the log-odds must be multiplied by for the least log-loss."""
+    rows = np.arange(len(labels))
+
+    def loss(log_factor: float) -> float:
+        return -float(log_softmax(odds * np.exp(log_factor), axis=1)[rows, labels].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-_LOG_RANGE, 0.0), method="bounded").x))
