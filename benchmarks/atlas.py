@@ -46,11 +46,13 @@ def whole_job(cells: int, reference: Path | None, *, replicates: int) -> dict[st
     for path in (hasher, run, exported):
         remove(path)
     found: dict[str, Measured] = {"fit": hashstream("fit", atlas, "-o", hasher)}
-    reads, encodes = [], []
+    reads, encodes, insides = [], [], []
     for _ in range(replicates):
         reads.append(measure([sys.executable, "-c", READ, str(atlas)]))
         encodes.append(hashstream("encode", atlas, "-o", run, "--hasher", hasher, "--force"))
-    found["encode"] = min(encodes, key=lambda one: one.wall_s)
+        insides.append(json.loads((run / "run.json").read_text())["seconds"])
+    fastest = min(range(replicates), key=lambda i: encodes[i].wall_s)
+    found["encode"] = encodes[fastest]
     # Leiden communities as scanpy has them, without the number of types; then the default, told the number.
     found["cluster, Leiden"] = hashstream("cluster", run, "--method", "leiden")
     communities = hashstream("evaluate", run, "--truth", TRUTH).output["cluster"]
@@ -67,13 +69,12 @@ def whole_job(cells: int, reference: Path | None, *, replicates: int) -> dict[st
     remove(exported)
     job = [name for name in ("fit", "encode", "cluster", "annotate") if name in found]
     read = min(one.wall_s for one in reads)
-    inside = json.loads((run / "run.json").read_text())["seconds"]
     return {
         "cells": cells,
         "stages": {name: _row(one) for name, one in found.items()},
         "read_s": min(one.output["time_elapsed"] for one in reads),
         "read_process_s": read,
-        "encode_inside_s": inside,
+        "encode_inside_s": insides[fastest],
         "encode_over_read": round(found["encode"].wall_s / read, 3),
         "total_s": round(sum(found[name].wall_s for name in job), 2),
         "peak_rss_mib": max(one.peak_rss_mib for one in found.values()),
@@ -140,7 +141,7 @@ def bars(result: dict[str, Any]) -> dict[str, Any]:
             "ratio": large["encode_over_read"], "passed": large["encode_over_read"] <= MOST_OVER_READ},
     }  # fmt: skip
     if len(jobs) > 1:
-        small = jobs[0]
+        small = jobs[-2]
         growth = large["stages"]["encode"]["peak_rss_mib"] / small["stages"]["encode"]["peak_rss_mib"]
         found["peak of encode does not grow"] = {"ratio": growth, "passed": growth <= MOST_GROWTH}
 
@@ -158,10 +159,11 @@ def bars(result: dict[str, Any]) -> dict[str, Any]:
         peer, job = done[-1], same[0]
         # Scanpy does not annotate: fit, encode and Leiden communities do what it does.
         stages = [job["stages"][name] for name in ("fit", "encode", "cluster, Leiden")]
-        faster = peer["wall_s"] / sum(stage["wall_s"] for stage in stages)
+        default = [job["stages"][name] for name in ("fit", "encode", "cluster")]
+        faster, by_default = (peer["wall_s"] / sum(stage["wall_s"] for stage in some) for some in (stages, default))
         less = peer["peak_rss_mib"] / max(stage["peak_rss_mib"] for stage in stages)
         found[f"{FASTER:.0f} x faster than scanpy at {peer['cells']:,} cells"] = {
-            "ratio": faster, "passed": faster >= FASTER}  # fmt: skip
+            "ratio": faster, "by default": by_default, "passed": faster >= FASTER}  # fmt: skip
         found[f"a {SMALLER_PEAK:.0f}th of scanpy's memory there"] = {"ratio": less, "passed": less >= SMALLER_PEAK}
         found["ARI no lower than scanpy's there"] = {
             "HashStream, Leiden": job["communities"]["ari"], "scanpy, Leiden": peer["ari"],

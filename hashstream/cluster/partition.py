@@ -142,7 +142,9 @@ def cluster_tokens(
 
 
 def clustering_prefix(tokens: Tokens, *, at_least: int = 1, most: int | None = None) -> int:
-    """The longest prefix that leaves 3 cells to a bucket on average and gives at most `most` (16,384) buckets; at least 8 bits.
+    """The longest prefix that leaves 3 cells a bucket on average and gives at most `most` (16,384) buckets.
+
+    It has 8 bits at least.
 
     Shorter buckets average out noise and cost less; longer ones are nearly single cells. A longer prefix is taken
     where it needs one to have `at_least` buckets.
