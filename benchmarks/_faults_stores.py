@@ -64,6 +64,15 @@ class Store:
     encode: str = "right"
     ingest: str = "right"
     faults: list[str] = field(default_factory=list)
+    #: Arrays, and "genes", that a fault has spoiled and another might make right again.
+    spoiled: set[str] = field(default_factory=set)
+
+    def spoil(self, name: str) -> bool:
+        """Take note of it; False if it was spoiled before."""
+        if name in self.spoiled:
+            return False
+        self.spoiled.add(name)
+        return True
 
     def expect(self, encode: str, ingest: str | None = None) -> None:
         """Make the demands stricter: what is to be refused for one reason stays so."""
@@ -198,6 +207,8 @@ def _falling_pointers(store: Store, rng: np.random.Generator) -> bool:
 
 
 def _wrong_ends(store: Store, rng: np.random.Generator) -> bool:
+    if not store.spoil("indptr"):
+        return False
     pointers = store.arrays["indptr"].astype(np.int64)
     end = int(rng.integers(2)) - 1
     pointers[end] += int(rng.choice([-1, 1, 1000, 2**33]))
@@ -219,7 +230,7 @@ def _lengths(store: Store, rng: np.random.Generator) -> bool:
 def _bad_value(store: Store, rng: np.random.Generator) -> bool:
     name = "x" if "x" in store.arrays else "data"
     values = store.arrays[name].astype(rng.choice(["f4", "f8"]))
-    if not values.size:
+    if not values.size or not store.spoil(name):
         return False
     values.flat[int(rng.integers(values.size))] = rng.choice([np.nan, np.inf, -np.inf, -1.0, -0.5, 0.5, 1e-30, 2.5])
     store.arrays[name] = values
@@ -230,6 +241,8 @@ def _bad_value(store: Store, rng: np.random.Generator) -> bool:
 def _negative_integer(store: Store, rng: np.random.Generator) -> bool:
     name = "x" if "x" in store.arrays else "data"
     values = store.arrays[name].astype(np.int64)
+    if not store.spoil(name):
+        return False
     values.flat[int(rng.integers(values.size))] = int(rng.choice([-1, -(2**31), -(2**63)]))
     store.arrays[name] = values
     store.expect("refuse")
@@ -251,6 +264,8 @@ def _huge_count(store: Store, rng: np.random.Generator) -> bool:
 
 def _odd_dtype(store: Store, rng: np.random.Generator) -> bool:
     name = str(rng.choice(list(store.arrays)))
+    if not store.spoil(name):
+        return False
     values = store.arrays[name]
     dtypes = ["f2", "c8", "?", "S3", "f8"] if name in ("x", "data") else ["f4", "f8", "?", "S3", "c8"]
     dtype = str(rng.choice(dtypes))
@@ -345,6 +360,8 @@ def _names_of_another_length(store: Store, rng: np.random.Generator) -> bool:
 
 
 def _repeated_gene(store: Store, rng: np.random.Generator) -> bool:
+    if not store.spoil("genes"):
+        return False
     a, b = rng.choice(len(store.genes), 2, replace=False)
     store.genes[a] = store.genes[b]
     store.expect("refuse")
@@ -352,6 +369,8 @@ def _repeated_gene(store: Store, rng: np.random.Generator) -> bool:
 
 
 def _other_genes(store: Store, rng: np.random.Generator) -> bool:
+    if not store.spoil("genes"):
+        return False
     store.genes = [f"ENSG{i:011d}" for i in range(len(store.genes))]
     store.expect("refuse", "right")
     return True

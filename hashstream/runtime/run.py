@@ -165,8 +165,10 @@ class Run:
         self.require(*columns)
         try:
             yield from self._parquet(CELLS).iter_batches(batch_size=BATCH_ROWS, columns=columns)
-        except pa.ArrowException as error:
-            raise InputError(f"{self.path / CELLS}: cannot be read ({error}). Encode again.") from error
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.path / CELLS}: cannot be read ({error}). The run is damaged; encode again."
+            ) from error
 
     def cell_buckets(self) -> Iterator[NDArray[np.int32]]:
         """The bucket of each cell, in batches."""
