@@ -108,8 +108,8 @@ def write_markdown(path: Path, result: dict[str, Any]) -> None:
         "a fresh process, start-up included; reading and encoding take turns, and the fastest of each counts. The "
         "default clustering is told the number of types; Leiden communities are not, as scanpy's are not. Labels come "
         "from the run of a labelled atlas of 100,000 other cells. A peer normalises, selects genes, takes 50 "
-        "components and clusters; it stops at its first atlas that takes longer or more memory than it may. While "
-        "the peers of scikit-learn and Scarf ran, other work took some of one core.",
+        "components and clusters; it stops at its first atlas that takes longer or more memory than it may."
+        f"{result['peers_note']}",
         "",
         "![Seconds and peak memory against the number of cells](atlas.png)",
         "",

@@ -191,8 +191,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args(arguments)
     sizes = [int(n) for n in options.peers.split(",") if n]
-    earlier = [] if options.peers_from is None else json.loads(options.peers_from.read_text())["peers"]
-    found = earlier + peers(
+    earlier = {"peers": []} if options.peers_from is None else json.loads(options.peers_from.read_text())
+    found = earlier["peers"] + peers(
         sizes, options.peer_names.split(";"), most_s=options.most_s, most_mib=options.most_gib * 1024,
         scarf_python=options.scarf_python,
     )  # fmt: skip
@@ -205,6 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(jobs[-1]), flush=True)
     command = shlex.join(["python", "-m", "benchmarks.atlas", *(sys.argv[1:] if arguments is None else arguments)])
     result: dict[str, Any] = {"command": command, "machine": machine(), "shape": SHAPE, "jobs": jobs, "peers": found}
+    result["peers_note"] = earlier.get("peers_note", "")  # what is to be known of their run
     result["bars"] = bars(result)
     print(json.dumps(result["bars"], indent=1))
     if options.json is not None:

@@ -41,9 +41,15 @@ def batch_columns(n_words: int, n_dims: int) -> tuple[Column, ...]:
 
 ROW = Column("row", pa.int64(), "row of the cell in the atlas")
 BUCKET = Column("bucket", pa.int32(), "bucket of the cell: a row of buckets.parquet")
-CLUSTER = Column("cluster", pa.dictionary(pa.int32(), pa.string()), "cluster of the cell's bucket")
+CLUSTER = Column(
+    "cluster",
+    pa.dictionary(pa.int32(), pa.string()),
+    "cluster of the cell: its bucket's, or the one that its own code fits best",
+)
 CLUSTER_CONFIDENCE = Column(
-    "cluster_confidence", pa.float32(), "similarity to the own cluster over that to it and the next best, 0 to 1"
+    "cluster_confidence",
+    pa.float32(),
+    "similarity to (or probability of) the own cluster over that and the next best's, 0 to 1",
 )
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 LABEL_MAJORITY = Column("label_majority", _NAMES, "label of most cells of the cell's cluster, or 'unknown'")
