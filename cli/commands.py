@@ -157,6 +157,7 @@ def fit(
     labels: str | None,
     bits: int,
     n_genes: int,
+    genes_by: str,
     sample: int,
     batch_key: str | None,
     layer: str | None,
@@ -178,6 +179,8 @@ def fit(
     if (labels is not None) != (method == "anchors"):
         raise click.UsageError("--labels KEY and --method anchors go together: the one needs the other.")
     if labels is not None:
+        if _asked("genes_by"):
+            raise click.UsageError("--genes-by does not go with --method anchors, which ranks genes by dispersion.")
         _fit_anchors(
             session, sources, output, labels=labels, bits=bits, n_genes=n_genes, sample=sample, batch_key=batch_key,
             layer=layer, force=force, device=neural["device"],
@@ -185,9 +188,9 @@ def fit(
         return
     settings: FitSettings
     if method == "neural":
-        settings = NeuralSettings(n_bits=bits, n_genes=n_genes, **neural)
+        settings = NeuralSettings(n_bits=bits, n_genes=n_genes, genes_by=genes_by, **neural)
     else:
-        settings = PcaItqSettings(n_bits=bits, n_genes=n_genes)
+        settings = PcaItqSettings(n_bits=bits, n_genes=n_genes, genes_by=genes_by)
     try:
         fit_stage(
             sources,
@@ -258,6 +261,7 @@ def encode(
     hasher: Path | None,
     bits: int,
     n_genes: int,
+    genes_by: str,
     sample: int,
     layer: str | None,
     threads: int,
@@ -297,7 +301,7 @@ def encode(
         partition_rows=partition_rows,
         device=device,
     )
-    fit_settings = PcaItqSettings(n_bits=bits, n_genes=n_genes)
+    fit_settings = PcaItqSettings(n_bits=bits, n_genes=n_genes, genes_by=genes_by)
     if dry_run:
         plan = encode_plan.dry_run(
             sources,
@@ -357,7 +361,7 @@ def _asked(option: str) -> bool:
 
 def _check_append(**excluded: Any) -> None:
     """Refuse what does not go with `encode --append`."""
-    fitting = {name: _asked(name) for name in ("bits", "n_genes", "sample")}
+    fitting = {name: _asked(name) for name in ("bits", "n_genes", "genes_by", "sample")}
     for name, given in {**excluded, **fitting}.items():
         if given:
             raise click.UsageError(
@@ -400,26 +404,26 @@ def finalize(session: Session, run: Path, force: bool) -> None:
 @click.option("--n-clusters", default="auto", metavar="K|auto", show_default=True, help="Number of clusters.")
 @click.option(
     "--method",
-    type=click.Choice(["ward", "kmeans", "leiden", "transformer"]),
+    type=click.Choice(["auto", "ward", "kmeans", "leiden", "transformer"]),
     show_default=True,
-    help="Clustering of the tokens.",
+    help="auto: leiden above 49,152 cells unless --n-clusters is given, and with --resolution; else ward.",
 )
 @click.option(
     "--resolution",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of Leiden, on the tokens or on what the transformer learns of them; excludes --n-clusters.",
+    help="Of Leiden, on the tokens, on cells of a large atlas, or on what the transformer learns; excludes --n-clusters.",
 )
 @click.option(
     "--bucket-bits",
     type=click.IntRange(min=1),
-    help="Prefix to cluster.  [default: 3 cells a bucket, at most 16,384 buckets; 65,536 for Leiden at a resolution]",
+    help="Prefix to cluster.  [default: 3 cells a bucket, at most 16,384 buckets; 65,536 for Leiden]",
 )
 @click.option(
     "--assign",
     type=click.Choice(["auto", "bucket", "cell"]),
     show_default=True,
     help="Give cells their bucket's cluster, or the one that their own whole code fits best; auto: by cell above "
-    "49,152 cells, where buckets are coarse.",
+    "49,152 cells, where buckets are coarse, and then leiden looks at cells, too.",
 )
 @click.option("--batch-key", metavar="KEY", help="Column of obs with the batch of each cell: integrate the batches.")
 @options.atlas

@@ -54,9 +54,15 @@ atlas = click.option(
 sample = click.option("--sample", type=click.IntRange(min=2), show_default=True, help="Most cells to learn from.")
 bits = click.option("--bits", type=click.IntRange(1, 256), show_default=True, help="Length of the code.")
 n_genes = click.option("--n-genes", type=click.IntRange(min=1), show_default=True, help="Highly variable genes to use.")
+genes_by = click.option(
+    "--genes-by",
+    type=click.Choice(["auto", "dispersion", "pearson"]),
+    show_default=True,
+    help="Ranking of genes: standardised dispersion, or variance of Pearson residuals where cells are shallow.",
+)
 as_json = click.option("--json", "json_here", is_flag=True, help="Print JSON.")
 
-fit_options = _combine(bits, n_genes, sample)
+fit_options = _combine(bits, n_genes, genes_by, sample)
 
 simulation = _combine(
     click.option("--cells", required=True, type=click.IntRange(min=1), help="Number of cells."),

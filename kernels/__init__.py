@@ -11,6 +11,7 @@ from hashstream.kernels.buckets import (
     shorten_buckets,
 )
 from hashstream.kernels.encode import ACTIVATIONS, EncodedRows, EncoderWeights, encode_rows, prepare_weights
+from hashstream.kernels.gram import gram_times, rows_times
 from hashstream.kernels.hamming import hamming_distances, hamming_topk
 from hashstream.kernels.largest import largest_columns
 from hashstream.kernels.moments import GeneMoments, gene_moments
@@ -18,6 +19,7 @@ from hashstream.kernels.multi_index import MultiIndex
 from hashstream.kernels.neighbours import hamming_neighbours
 from hashstream.kernels.pack import pack_bits, prefix_mask, unpack_bits, words_for_bits
 from hashstream.kernels.plan import SearchPlan, plan_search
+from hashstream.kernels.residuals import residual_sums
 from hashstream.kernels.rows import RowFlag, check_rows, log_normalise
 from hashstream.kernels.ward import ward_linkage
 from hashstream.kernels.within import (
@@ -45,6 +47,7 @@ __all__ = [
     "count_within",
     "encode_rows",
     "gene_moments",
+    "gram_times",
     "hamming_distances",
     "hamming_histogram",
     "hamming_neighbours",
@@ -60,6 +63,8 @@ __all__ = [
     "plan_search",
     "prefix_mask",
     "prepare_weights",
+    "residual_sums",
+    "rows_times",
     "shorten_buckets",
     "unpack_bits",
     "ward_linkage",

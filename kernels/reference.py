@@ -303,6 +303,38 @@ def gene_moments(indptr: Any, indices: Any, data: Any, n_genes: int, *, target_s
     return GeneMoments(int((flags < RowFlag.NEGATIVE).sum()), sums[0], sums[1], nnz, sums[2], sums[3])
 
 
+def rows_times(indptr: Any, indices: Any, data: Any, block: Any, *, n_threads: int = 1) -> NDArray[np.float64]:
+    """The matrix product, of the matrix with all its zeros."""
+    return _dense(indptr, indices, data, len(block)) @ np.asarray(block, dtype=np.float64)
+
+
+def gram_times(indptr: Any, indices: Any, data: Any, block: Any, *, n_threads: int = 1) -> NDArray[np.float64]:
+    """The matrix product, of the Gram matrix of the matrix with all its zeros."""
+    dense = _dense(indptr, indices, data, len(block))
+    return (dense.T @ dense) @ np.asarray(block, dtype=np.float64)
+
+
+def residual_sums(
+    indptr: Any, indices: Any, data: Any, totals: Any, share: Any, *, theta: float, clip: float
+) -> NDArray[np.float64]:
+    """Residuals of the matrix with all its zeros less those of a matrix of zeros, summed over cells."""
+    mu = np.outer(totals, share)
+    with np.errstate(invalid="ignore"):  # genes without counts
+        found, none = (
+            np.clip((counts - mu) / np.sqrt(mu + mu**2 / theta), -clip, clip)
+            for counts in (_dense(indptr, indices, data, len(share)), 0.0)
+        )
+    return np.nan_to_num(np.stack([(found - none).sum(axis=0), (found**2 - none**2).sum(axis=0)], axis=1))
+
+
+def _dense(indptr: Any, indices: Any, data: Any, n_columns: int) -> NDArray[np.float64]:
+    dense = np.zeros((len(indptr) - 1, n_columns))
+    for row in range(len(dense)):
+        part = slice(indptr[row], indptr[row + 1])
+        np.add.at(dense[row], np.asarray(indices[part]).astype(np.int64), np.asarray(data[part], dtype=np.float64))
+    return dense
+
+
 def ward_linkage(points: Any, weights: Any = None, *, n_threads: int = 1) -> NDArray[np.float64]:
     """Merges the nearest pair of all until one cluster is left."""
     means = [np.asarray(point, dtype=np.float64) for point in points]

@@ -84,6 +84,23 @@ class Sample:
         self.gene_names = self.gene_names[genes]
         self.gene_ids = None if self.gene_ids is None else self.gene_ids[genes]
 
+    def cells(self, cells: NDArray[np.int64]) -> Sample:
+        """The sample of some of its cells (ascending numbers), over the same genes."""
+        blocks, first = [], 0
+        for block in self.blocks:
+            start, stop = np.searchsorted(cells, [first, first + len(block.totals)])
+            if start < stop:
+                own = cells[start:stop] - first
+                lengths = np.diff(block.indptr)
+                chosen = np.zeros(len(block.totals), dtype=bool)
+                chosen[own] = True
+                entries = np.repeat(chosen, lengths)
+                indptr = np.concatenate([[0], np.cumsum(lengths[own])])
+                kept = block.indices[entries], block.data[entries], block.totals[own], block.rows[own]
+                blocks.append(SampleBlock(indptr, *kept))
+            first += len(block.totals)
+        return Sample(tuple(blocks), self.gene_names, self.gene_ids)
+
 
 def draw_sample(
     atlas: Atlas, *, n_cells: int = DEFAULT_SAMPLE_CELLS, max_nnz: int = DEFAULT_SAMPLE_NNZ, seed: int = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 
@@ -21,6 +20,8 @@ def weighted_kmeans(
 
     One thread is used, so that the result is reproducible.
     """
+    from sklearn.cluster import KMeans  # more than a second to import
+
     with threadpool_limits(limits=1):
         best = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(points, sample_weight=counts)
         if start is not None:
@@ -34,6 +35,8 @@ def refine_by_kmeans(
     points: NDArray[np.floating], counts: NDArray[np.int64], labels: NDArray[np.integer]
 ) -> NDArray[np.int32]:
     """Labels after k-means that starts from the weighted means of given clusters."""
+    from sklearn.cluster import KMeans
+
     n_clusters = int(labels.max()) + 1
     centres = weighted_means(points, counts, labels, n_clusters)
     with threadpool_limits(limits=1):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import igraph
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +18,8 @@ def token_graph(neighbours: TokenNeighbours, *, size: NDArray[np.floating]) -> A
 
     An edge weighs the larger of the two kernel weights, times the `size` (n_tokens,) of both its tokens.
     """
+    import igraph  # with what it draws graphs with: half a second
+
     n, k = neighbours.indices.shape
     rows = np.repeat(np.arange(n, dtype=np.int64), k)
     columns = neighbours.indices.ravel()
@@ -36,6 +37,8 @@ def token_graph(neighbours: TokenNeighbours, *, size: NDArray[np.floating]) -> A
 
 def leiden_clusters(graph: Any, *, resolution: float, seed: int, iterations: int = -1) -> NDArray[np.int32]:
     """Communities of largest modularity (Traag, Waltman and van Eck 2019): (n_tokens,) int32."""
+    import igraph
+
     igraph.set_random_number_generator(random.Random(seed))
     try:
         found = graph.community_leiden(

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
+
+from hashstream.kernels import largest_columns
+
+_SCORES = 1 << 23  # scores held at a time: 32 MiB
+_SPARE = 8  # candidates beyond the k that are wanted: float32 may order near ties wrongly
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,33 @@ class TokenNeighbours:
     weights: NDArray[np.float32]
 
 
-def token_neighbours(points: NDArray[np.float32], k: int) -> TokenNeighbours:
-    """Exact nearest neighbours of points (n_tokens, n_dims), in memory proportional to n_tokens x k.
+def token_neighbours(points: NDArray[np.float32], k: int, *, n_threads: int = 1) -> TokenNeighbours:
+    """Nearest neighbours of points (n_tokens, n_dims), by comparing all, in memory proportional to n_tokens x k.
 
-    With fewer than k other tokens, all of them are taken.
+    Candidates come from products in float32; their order, from distances in float64, ties by index. With fewer than k
+    other tokens, all of them are taken.
     """
     k = min(k, len(points) - 1)
     if k < 1:
         empty = np.zeros((len(points), 0), dtype=np.float32)
         return TokenNeighbours(np.zeros((len(points), 0), dtype=np.int64), empty, empty)
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(np.ascontiguousarray(points, dtype=np.float32))
-    # Without an argument each point is left out of its own neighbours, even among duplicates.
-    distances, indices = search.kneighbors()
-    scale = np.maximum(distances[:, -1].astype(np.float64), 1e-12)
-    weights = np.exp(-(distances.astype(np.float64) ** 2) / (scale[:, None] * scale[indices]))
-    return TokenNeighbours(indices.astype(np.int64), distances.astype(np.float32), weights.astype(np.float32))
+    # Products of centred points lose less to rounding.
+    wide = points - points.mean(axis=0, dtype=np.float64)
+    narrow = wide.astype(np.float32)
+    half_squares = (0.5 * (wide * wide).sum(axis=1)).astype(np.float32)
+    indices = np.empty((len(points), k), dtype=np.int64)
+    distances = np.empty((len(points), k))
+    step = max(1, _SCORES // len(points))
+    for start in range(0, len(points), step):
+        own = np.arange(start, min(start + step, len(points)))
+        scores = narrow[own] @ narrow.T
+        scores -= half_squares
+        scores[own - start, own] = -np.inf  # a point is left out of its own neighbours, even among duplicates
+        near = np.sort(largest_columns(scores, min(k + _SPARE, len(points) - 1), n_threads=n_threads), axis=1)
+        squared = ((wide[near] - wide[own][:, None]) ** 2).sum(axis=2)
+        order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+        indices[own] = np.take_along_axis(near, order, axis=1)
+        distances[own] = np.sqrt(np.take_along_axis(squared, order, axis=1))
+    scale = np.maximum(distances[:, -1], 1e-12)
+    weights = np.exp(-(distances**2) / (scale[:, None] * scale[indices]))
+    return TokenNeighbours(indices, distances.astype(np.float32), weights.astype(np.float32))

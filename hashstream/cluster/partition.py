@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from hashstream.buckets import Tokens
 from hashstream.cluster.confidence import assignment_confidence
-from hashstream.cluster.integrate import integrate
 from hashstream.cluster.kmeans import weighted_kmeans
 from hashstream.cluster.leiden import leiden_clusters, leiden_with_n_clusters, token_graph
 from hashstream.cluster.neighbours import token_neighbours
@@ -118,6 +117,8 @@ def cluster_tokens(
         raise SettingsError(f"{n_clusters} clusters asked for, but {bucket_bits} bits give {coarse.n_tokens} buckets.")
     means, warnings = coarse.means[:, :N_DIMS], tuple[str, ...]()
     if coarse.batches is not None:
+        from hashstream.cluster.integrate import integrate  # scikit-learn takes a second to import
+
         integrated = integrate(means, coarse.counts, coarse.batches, names=batch_names, seed=seed)
         means, warnings = integrated.points, integrated.warnings
     points = _scaled(means, coarse.counts)
@@ -231,7 +232,7 @@ def _transformer(
 
 
 def _leiden(points: NDArray[np.float32], counts: NDArray[np.int64], wanted: _Wanted) -> tuple[NDArray[np.int32], str]:
-    neighbours = token_neighbours(points, graph_neighbours(len(points)))
+    neighbours = token_neighbours(points, graph_neighbours(len(points)), n_threads=wanted.n_threads)
     graph = token_graph(neighbours, size=np.sqrt(counts))
     if wanted.n_clusters is not None:
         labels, found = leiden_with_n_clusters(graph, wanted.n_clusters, seed=wanted.seed)

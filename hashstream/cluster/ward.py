@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster
 
 from hashstream.cluster.kmeans import refine_by_kmeans
 
@@ -13,6 +12,8 @@ def cut_tree(linkage: NDArray[np.float64], n_clusters: int) -> NDArray[np.int32]
     """Labels 0 to n_clusters - 1 of the leaves: (n_tokens,) int32."""
     if len(linkage) == 0:
         return np.zeros(1, dtype=np.int32)
+    from scipy.cluster.hierarchy import fcluster  # a quarter of a second to import
+
     # Cutting by number of merges, not by height, gives exactly n_clusters even where heights tie.
     order = linkage.copy()
     order[:, 2] = np.arange(1, len(linkage) + 1)

@@ -6,28 +6,72 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas.sample import Sample
+from hashstream.kernels import residual_sums
 
 N_BINS = 20
 MIN_CELLS = 3
 MIN_CELL_SHARE = 2e-4
+#: How genes may be ranked; ``auto`` is for settings, see `hashstream.hashing.pca_itq`.
+GENES_BY = ("auto", "dispersion", "pearson")
+_THETA = 100.0
+_LIBRARY_GROUPS = 64
 
 
-def select_genes(sample: Sample, *, n_genes: int, target_sum: float) -> NDArray[np.int64]:
+def select_genes(sample: Sample, *, n_genes: int, target_sum: float, by: str = "dispersion") -> NDArray[np.int64]:
     """Indices of the `n_genes` most variable genes, ascending; all that vary where there are fewer.
 
-    The rank is the dispersion (variance over mean of the normalised counts, in logarithms) standardised within 20
-    bins of the logarithm of the mean (Satija et al., "Spatial reconstruction of single-cell gene expression data",
-    Nat. Biotechnol. 2015; the flavour `seurat` of scanpy). Genes in fewer than 3 cells or 0.02% of the sample are
-    left out.
+    See `ranked_genes` for `by`, which is not ``auto``.
+    """
+    return np.sort(ranked_genes(sample, by=by, target_sum=target_sum)[:n_genes])
+
+
+def ranked_genes(sample: Sample, *, by: str, target_sum: float) -> NDArray[np.int64]:
+    """Indices of the genes that vary, the most variable first.
+
+    Genes in fewer than 3 cells or 0.02% of the sample are left out. Ties go to the gene whose name sorts first: the
+    sample's genes are sorted by name.
+
+    Parameters
+    ----------
+    by
+        ``dispersion``: variance over mean of the normalised counts, in logarithms, standardised within 20 bins of the
+        logarithm of the mean (Satija et al., "Spatial reconstruction of single-cell gene expression data", Nat.
+        Biotechnol. 2015; the flavour `seurat` of scanpy). ``pearson``: variance of the Pearson residuals of the counts
+        (Lause, Berens & Kobak, Genome Biol. 2021; scanpy's `pearson_residuals`).
     """
     mean, variance, n_expressing = _moments(sample, target_sum)
     least = max(MIN_CELLS, int(np.ceil(MIN_CELL_SHARE * sample.n_cells)))
     usable = np.flatnonzero((n_expressing >= least) & (variance > 0))
-    if len(usable) <= n_genes:
+    if len(usable) == 0:
         return usable
-    score = _normalised_dispersion(mean[usable], variance[usable])
-    # Ties go to the gene whose name sorts first: the sample's genes are sorted by name and the sort is stable.
-    return np.sort(usable[np.argsort(-score, kind="stable")[:n_genes]])
+    if by == "pearson":
+        score = residual_variance(sample)[usable]
+    else:
+        score = _normalised_dispersion(mean[usable], variance[usable])
+    return usable[np.argsort(-score, kind="stable")]
+
+
+def residual_variance(sample: Sample) -> NDArray[np.float64]:
+    """Variance (n_genes,) of each gene's Pearson residuals; 0 for a gene without counts.
+
+    The inverse overdispersion is 100 and residuals are limited to the square root of the number of cells, as in
+    scanpy. Those of zero counts are taken at the mean library size of each of 64 groups of cells of similar size.
+    """
+    totals = np.concatenate([block.totals for block in sample.blocks])
+    n_cells, n_genes = sample.n_cells, len(sample.gene_names)
+    counts = np.zeros(n_genes)
+    for block in sample.blocks:
+        counts += np.bincount(block.indices, weights=block.data, minlength=n_genes)
+    share, clip = counts / totals.sum(), float(np.sqrt(n_cells))
+    sums = np.zeros((n_genes, 2))
+    for group in np.array_split(np.sort(totals), min(_LIBRARY_GROUPS, n_cells)):
+        mu = share * group.mean()
+        residual = -np.minimum(np.sqrt(mu / (1.0 + mu / _THETA)), clip)
+        sums += len(group) * np.stack([residual, residual**2], axis=1)
+    for block in sample.blocks:
+        rows = block.indptr, block.indices, block.data
+        sums += residual_sums(*rows, block.totals, share, theta=_THETA, clip=clip)
+    return np.asarray(sums[:, 1] / n_cells - (sums[:, 0] / n_cells) ** 2)
 
 
 def _moments(sample: Sample, target_sum: float) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:

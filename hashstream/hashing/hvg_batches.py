@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas.sample import Sample
-from hashstream.hashing.hvg import MIN_CELL_SHARE, MIN_CELLS, _normalised_dispersion, select_genes
+from hashstream.hashing.hvg import ranked_genes, select_genes
 
 #: A batch of fewer sampled cells does not say which genes are measured or vary.
 MIN_BATCH_CELLS = 50
 
 
 def select_genes_by_batch(
-    sample: Sample, batches: NDArray[np.integer], *, n_genes: int, target_sum: float
+    sample: Sample, batches: NDArray[np.integer], *, n_genes: int, target_sum: float, by: str = "dispersion"
 ) -> NDArray[np.int64]:
     """Indices of the `n_genes` genes that vary within most batches, ascending; all that vary where there are fewer.
 
@@ -29,7 +29,7 @@ def select_genes_by_batch(
     batches : (n_sampled_cells,) integer
         Number of the batch of each cell, in the order of the sample. Batches of fewer than 50 sampled cells have no
         say; where fewer than two are larger, genes are ranked over all cells.
-    n_genes, target_sum
+    n_genes, target_sum, by
         As in `select_genes`.
 
     Raises
@@ -42,21 +42,15 @@ def select_genes_by_batch(
     numbers, sizes = np.unique(batches, return_counts=True)
     numbers = numbers[sizes >= MIN_BATCH_CELLS]
     if len(numbers) < 2:
-        return select_genes(sample, n_genes=n_genes, target_sum=target_sum)
+        return select_genes(sample, n_genes=n_genes, target_sum=target_sum, by=by)
     n_all = len(sample.gene_names)
     # A gene that is not among a batch's first n_genes has rank n_genes there.
     ranks = np.full((len(numbers), n_all), n_genes, dtype=np.min_scalar_type(n_genes))
     varies = np.zeros(n_all, dtype=bool)
     for i, number in enumerate(numbers):
-        rows = np.flatnonzero(batches == number)
-        mean, variance, n_expressing = _moments_of(sample, rows, target_sum)
-        least = max(MIN_CELLS, int(np.ceil(MIN_CELL_SHARE * len(rows))))
-        usable = np.flatnonzero((n_expressing >= least) & (variance > 0))
-        varies[usable] = True
-        if len(usable):
-            score = _normalised_dispersion(mean[usable], variance[usable])
-            first = usable[np.argsort(-score, kind="stable")[:n_genes]]
-            ranks[i, first] = np.arange(len(first))
+        ranked = ranked_genes(sample.cells(np.flatnonzero(batches == number)), by=by, target_sum=target_sum)
+        varies[ranked] = True
+        ranks[i, ranked[:n_genes]] = np.arange(min(len(ranked), n_genes))
     candidates = np.flatnonzero(varies)
     if len(candidates) <= n_genes:
         return candidates
@@ -73,35 +67,3 @@ def _hits_and_median(ranks: NDArray[np.unsignedinteger], n_genes: int) -> tuple[
     columns = np.arange(ranks.shape[1])
     low, high = ranks[np.maximum(hits - 1, 0) // 2, columns], ranks[np.minimum(hits // 2, len(ranks) - 1), columns]
     return hits, (low.astype(np.float64) + high) / 2.0
-
-
-def _moments_of(
-    sample: Sample, rows: NDArray[np.int64], target_sum: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Mean and variance of the normalised counts of each gene over some cells, and how many of these express it.
-
-    Parameters
-    ----------
-    rows : (n_rows,) int64
-        Cells of the sample, ascending.
-    """
-    n_genes, n = len(sample.gene_names), len(rows)
-    genes: list[NDArray[np.integer]] = []
-    values: list[NDArray[np.float64]] = []
-    first = 0
-    for block in sample.blocks:
-        start, stop = np.searchsorted(rows, [first, first + len(block.totals)])
-        if start < stop:
-            lengths = np.diff(block.indptr)
-            chosen = np.zeros(len(block.totals), dtype=bool)
-            chosen[rows[start:stop] - first] = True
-            entries = np.repeat(chosen, lengths)
-            factors = np.repeat(target_sum / block.totals, lengths)
-            genes.append(block.indices[entries])
-            values.append(block.data[entries] * factors[entries])
-        first += len(block.totals)
-    gene, value = np.concatenate(genes), np.concatenate(values)
-    mean = np.bincount(gene, weights=value, minlength=n_genes) / n
-    square = np.bincount(gene, weights=value * value, minlength=n_genes)
-    expressing = np.bincount(gene[value > 0], minlength=n_genes)
-    return mean, np.maximum(square - n * mean * mean, 0.0) / max(n - 1, 1), expressing

@@ -14,14 +14,18 @@ from threadpoolctl import threadpool_limits
 
 from hashstream.atlas.sample import Sample, SampleBlock
 from hashstream.errors import SettingsError
+from hashstream.hashing.components import krylov_components, krylov_width, with_positive_peaks
 from hashstream.hashing.hasher import Hasher
-from hashstream.hashing.hvg import select_genes
+from hashstream.hashing.hvg import GENES_BY, select_genes
 from hashstream.hashing.hvg_batches import select_genes_by_batch
 from hashstream.hashing.itq import nested_groups, nested_itq
+from hashstream.kernels import gram_times, rows_times
 from hashstream.runtime.memory import trim
 
 _GROUP_BLOCKS = 4
 _ITQ_CELLS = 20_000
+_SHALLOW = 64  # values of the chosen genes a cell, below which dispersions are no guide
+_EXACT_WORK = 10**11  # cells x genes x genes up to which the covariance is made whole
 T = TypeVar("T")
 
 
@@ -41,6 +45,10 @@ class PcaItqSettings:
         Counts a cell after size-factor normalisation.
     clip : float
         Largest standardised value.
+    genes_by : str
+        How genes are ranked: ``dispersion`` or ``pearson``, see `ranked_genes`. ``auto``: by dispersion, unless a cell
+        has fewer than 64 values of the 2,000 or so genes chosen in this way, and then by Pearson residuals: where cells
+        are shallow, the highest dispersions are chance and belong to genes that are hardly seen.
     """
 
     n_bits: int = 64
@@ -48,11 +56,14 @@ class PcaItqSettings:
     n_genes: int = 2_000
     target_sum: float = 1e4
     clip: float = 10.0
+    genes_by: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("n_bits", "n_components", "n_genes"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected a positive number.")
+        if self.genes_by not in GENES_BY:
+            raise SettingsError(f"genes_by is {self.genes_by!r}; expected one of {', '.join(GENES_BY)}.")
         if self.target_sum <= 0 or self.clip <= 0:
             raise SettingsError("target_sum and clip must be positive.")
 
@@ -68,8 +79,10 @@ def fit_pca_itq(
 ) -> Hasher:
     """Learn genes, components and rotations from a sample of cells, which is left with the chosen genes alone.
 
-    Groups of cells are worked on side by side, each with one BLAS thread, and their sums are added in order: the
-    result does not depend on the number of threads.
+    Of a small sample the covariance is made and its eigenvectors are exact; beyond (`covariance_fits`) they come from
+    products with the sparse counts (`krylov_components`), in time proportional to the counts of the chosen genes. Cells
+    are worked on side by side, with one BLAS thread each, and sums are added in order: the result does not depend on
+    the number of threads.
 
     Parameters
     ----------
@@ -94,11 +107,8 @@ def _fit(
     batches: NDArray[np.integer] | None,
     provenance: dict[str, Any],
 ) -> Hasher:
-    if batches is None:
-        genes = select_genes(sample, n_genes=settings.n_genes, target_sum=settings.target_sum)
-    else:
-        genes = select_genes_by_batch(sample, batches, n_genes=settings.n_genes, target_sum=settings.target_sum)
     n_wanted = max(settings.n_components, settings.n_bits)
+    genes, genes_by = _chosen_genes(sample, settings, batches)
     limit = min(len(genes), sample.n_cells - 1)
     if limit < settings.n_bits:
         raise SettingsError(
@@ -108,8 +118,12 @@ def _fit(
     sample.keep_genes(genes)
     trim()
     groups = _NormalisedGroups(sample, settings, threads)
-    components, centre = _principal_components(groups, min(n_wanted, limit))
-    scores = np.concatenate(list(groups.map(lambda z: (z - centre) @ components)))
+    n_wanted = min(n_wanted, limit)
+    if covariance_fits(groups.n_cells, groups.n_genes, n_wanted):
+        components, centre = _principal_components(groups, n_wanted)
+        scores = np.concatenate(list(groups.map(lambda z: (z - centre) @ components)))
+    else:
+        components, centre, scores = _sparse_components(groups, n_wanted, seed, threads)
     # Rotations of a few dimensions need no more than these cells, taken evenly from the sample.
     some = scores[:: -(-len(scores) // _ITQ_CELLS)]
     rotation = nested_itq(some, nested_groups(settings.n_bits), rng=np.random.default_rng(seed))
@@ -131,9 +145,44 @@ def _fit(
             "sample_cells": sample.n_cells,
             "component_deviation": [round(float(s), 6) for s in scores.std(axis=0)],
             **asdict(settings),
+            "genes_by": genes_by,
             **provenance,
         },
     )
+
+
+def _chosen_genes(
+    sample: Sample, settings: PcaItqSettings, batches: NDArray[np.integer] | None
+) -> tuple[NDArray[np.int64], str]:
+    """Genes, ascending, and how they were ranked."""
+
+    def chosen(by: str) -> NDArray[np.int64]:
+        options = {"n_genes": settings.n_genes, "target_sum": settings.target_sum, "by": by}
+        if batches is None:
+            return select_genes(sample, **options)  # type: ignore[arg-type]
+        return select_genes_by_batch(sample, batches, **options)  # type: ignore[arg-type]
+
+    if settings.genes_by != "auto":
+        return chosen(settings.genes_by), settings.genes_by
+    genes = chosen("dispersion")
+    is_chosen = np.zeros(len(sample.gene_names), dtype=bool)
+    is_chosen[genes] = True
+    n_values = sum(int(np.count_nonzero(is_chosen[block.indices])) for block in sample.blocks)
+    if len(genes) < settings.n_genes or n_values >= _SHALLOW * sample.n_cells:
+        return genes, "dispersion"
+    return chosen("pearson"), "pearson"
+
+
+def covariance_fits(n_cells: int, n_genes: int, n_components: int) -> bool:
+    """Whether a sample is so small that the covariance of its genes is made."""
+    return n_cells * n_genes**2 <= _EXACT_WORK or min(n_cells, n_genes) < 2 * krylov_width(n_components)
+
+
+def components_bytes(n_cells: int, n_genes: int, n_components: int) -> int:
+    """What finding the components takes beside the sample: the covariance, or the blocks and their images."""
+    if covariance_fits(n_cells, n_genes, n_components):
+        return 3 * 8 * n_genes**2
+    return 8 * 8 * n_genes * krylov_width(n_components)
 
 
 class _NormalisedGroups:
@@ -168,6 +217,22 @@ class _NormalisedGroups:
         cells = np.repeat(np.arange(len(block.totals)), np.diff(block.indptr))
         factors = self._settings.target_sum / block.totals
         return cells, np.log1p(block.data * factors[cells])
+
+    def sparse(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.float32]], NDArray[np.float64]]:
+        """Standardised values less those of a count of 0, as CSR arrays; and those (n_genes,)."""
+        blocks = [block for group in self._groups for block in group]
+        indptr = np.zeros(self.n_cells + 1, dtype=np.int64)
+        np.cumsum(np.concatenate([np.diff(block.indptr) for block in blocks]), out=indptr[1:])
+        indices = np.concatenate([block.indices for block in blocks])
+        values = np.empty(len(indices), dtype=np.float32)
+        of_zero = -self.mean / self.scale
+        first = 0
+        for block in blocks:
+            genes = block.indices
+            z = (self._entries(block)[1] - self.mean[genes]) / self.scale[genes]
+            values[first : first + len(genes)] = np.minimum(z, self._settings.clip) - of_zero[genes]
+            first += len(genes)
+        return (indptr, indices, values), of_zero
 
     def _moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         total, square = np.zeros(self.n_genes), np.zeros(self.n_genes)
@@ -215,6 +280,24 @@ def _principal_components(
 
     _, vectors = scipy.linalg.eigh(gram, subset_by_index=(first, n_genes - 1), overwrite_a=True, check_finite=False)
     vectors = vectors[:, ::-1]
-    # An eigenvector's sign is arbitrary; the largest loading is made positive so that a fit is reproducible.
-    peak = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
-    return vectors * np.where(peak < 0, -1.0, 1.0), centre
+    return with_positive_peaks(vectors), centre
+
+
+def _sparse_components(
+    groups: _NormalisedGroups, n_components: int, seed: int, threads: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """As `_principal_components`, and the scores (n_cells, n_components), without the covariance."""
+    rows, of_zero = groups.sparse()
+    n_genes, n_cells = groups.n_genes, groups.n_cells
+    mean = np.bincount(rows[1], weights=rows[2], minlength=n_genes) / n_cells
+
+    def times(block: NDArray[np.float64]) -> NDArray[np.float64]:
+        product = gram_times(*rows, block, n_threads=threads)
+        product -= np.outer(n_cells * mean, mean @ block)
+        product /= n_cells - 1
+        return product
+
+    components = krylov_components(times, n_genes, n_components, rng=np.random.default_rng(seed))
+    scores = rows_times(*rows, components, n_threads=threads)
+    scores -= mean @ components
+    return components, of_zero + mean, scores

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from hashstream.buckets import Tokens
 from hashstream.errors import InputError
-from hashstream.hashing import Hasher
 from hashstream.runtime import schema
 from hashstream.runtime.files import partial_path
 from hashstream.runtime.record import META, read_record, write_record
 from hashstream.runtime.run_lock import hold_run
+
+if TYPE_CHECKING:
+    from hashstream.hashing import Hasher
 
 CODES = "codes.zarr"
 BUCKETS = "buckets.parquet"
@@ -111,6 +113,8 @@ class Run:
         return str(made_by.get("moment_matched_to") or made_by["fingerprint"])
 
     def hasher(self) -> Hasher:
+        from hashstream.hashing import Hasher  # with pandas, half a second that most stages need not wait for
+
         return Hasher.load(self.path / HASHER)
 
     def _codes(self) -> Any:

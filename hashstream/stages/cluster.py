@@ -19,12 +19,14 @@ from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run, categories
 from hashstream.runtime.schema import LABEL_MAJORITY
-from hashstream.stages.batches import batch_tokens, token_of_cell
 from hashstream.stages.cluster_cells import CellClusters
 
 ASSIGNMENTS = ("auto", "bucket", "cell")
 #: Buckets in the record of those that hold many cells and are torn between two clusters.
 MIXED_LISTED = 10
+_COLUMNS = ["cluster", "cluster_confidence"]
+#: Columns that belong to other clusters, once there are new ones.
+_STALE = [LABEL_MAJORITY.name]
 
 
 def parse_n_clusters(text: str | int) -> int | None:
@@ -50,7 +52,7 @@ def cluster(
     run: Run | str | Path,
     *,
     n_clusters: int | None = None,
-    method: str = "ward",
+    method: str = "auto",
     resolution: float | None = None,
     bucket_bits: int | None = None,
     assign: str = "auto",
@@ -66,13 +68,17 @@ def cluster(
     ----------
     n_clusters
         None: chosen from the tokens, without labels.
-    method, resolution, bucket_bits, transformer, seed
+    method
+        See `hashstream.cluster.cluster_tokens`. ``auto``: ``leiden`` for a large atlas whose cells are assigned one by
+        one, if the number of clusters is not given, and wherever a resolution is; ``ward`` otherwise.
+    resolution, bucket_bits, transformer, seed
         See `hashstream.cluster.cluster_tokens`.
     assign
         ``bucket``: cells have their bucket's cluster. ``cell``: each goes from there to the cluster that its whole code
-        fits best (`hashstream.cluster.cells`). ``auto``: by cell where the atlas has more cells than buckets of three
-        could be clustered (49,152), unless a Transformer has moved the buckets, the prefix is given, or batches are
-        integrated.
+        fits best (`hashstream.cluster.cells`); for ``leiden`` communities are then those of drawn cells, smoothed over
+        the cells near them (`hashstream.cluster.landmarks`). ``auto``: by cell where the atlas has more cells than
+        buckets of three could be clustered (49,152), unless a Transformer has moved the buckets, the prefix is given,
+        or batches are integrated.
     batch_key
         Column of obs with the batch of each cell: tokens are split by batch (`hashstream.stages.batches`, one more
         pass over the atlas the first time) and integrated before they are clustered.
@@ -98,10 +104,20 @@ def cluster(
         )
     run, progress = run if isinstance(run, Run) else Run.open(run), progress or Silent()
     begin = time.perf_counter()
+    coarse = run.n_cells > MOST_POINTS * CELLS_PER_BUCKET and method != "transformer"
+    coarse = coarse and bucket_bits is None and batch_key is None
+    by_cell = assign == "cell" or (assign == "auto" and coarse)
+    if method == "auto":
+        unknown = n_clusters is None and bucket_bits is None and by_cell
+        method = "leiden" if unknown or resolution is not None else "ward"
+    if method == "leiden" and by_cell and bucket_bits is None:
+        return _cluster_landmarks(run, resolution=resolution, n_clusters=n_clusters, seed=seed, begin=begin)
     names: list[str] | None = None
     if batch_key is None:
         tokens = run.tokens()
     else:
+        from hashstream.stages.batches import batch_tokens, token_of_cell  # with all that reads an atlas
+
         tokens, batch_of_cell, names = batch_tokens(run, batch_key, atlas=atlas, progress=progress)
     found = _with_progress(
         tokens,
@@ -117,16 +133,14 @@ def cluster(
     )
     for warning in found.warnings:
         progress.note(f"warning: {warning}")
-    coarse = run.n_cells > MOST_POINTS * CELLS_PER_BUCKET and method != "transformer"
-    coarse = coarse and bucket_bits is None and batch_key is None
     sizes = np.bincount(found.labels, weights=tokens.counts, minlength=found.n_clusters).astype(np.int64)
     # Clusters are numbered from the largest to the smallest, as users of scanpy expect.
     rank = np.empty(found.n_clusters, dtype=np.int32)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(found.n_clusters, dtype=np.int32)
     labels = rank[found.labels]
     cells: CellClusters | None = None
-    if found.n_clusters > 1 and (assign == "cell" or (assign == "auto" and coarse)):
-        cells = CellClusters.of(run, labels, n_threads=available_threads())
+    if found.n_clusters > 1 and by_cell:
+        cells = CellClusters.of_buckets(run, labels, n_threads=available_threads())
         sizes = cells.sizes
     record = {
         "method": method,
@@ -144,10 +158,9 @@ def cluster(
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    stale = [LABEL_MAJORITY.name]  # of other clusters
+    stale = _STALE
     if cells is not None:
-        names_of_columns = ["cluster", "cluster_confidence"]
-        run.set_cell_columns(names_of_columns, cells.columns, stage="cluster", record=record, without=stale)
+        run.set_cell_columns(_COLUMNS, cells.columns, stage="cluster", record=record, without=stale)
         return record
     values = {
         "cluster": categories([str(i) for i in range(found.n_clusters)], labels),
@@ -163,6 +176,46 @@ def cluster(
         return {name: column.take(rows) for name, column in values.items()}
 
     run.set_cell_columns(list(values), look_up, stage="cluster", record=record, without=stale)
+    return record
+
+
+def _cluster_landmarks(
+    run: Run, *, resolution: float | None, n_clusters: int | None, seed: int, begin: float
+) -> dict[str, Any]:
+    """`cluster` by Leiden communities of landmarks."""
+    if resolution is not None and n_clusters is not None:
+        raise SettingsError("a resolution excludes --n-clusters.")
+    cells, chosen_by, n_landmarks = CellClusters.of_landmarks(
+        run, resolution=resolution, n_clusters=n_clusters, seed=seed, n_threads=available_threads()
+    )
+    sizes = [run.n_cells] if cells is None else cells.sizes.tolist()
+    record = {
+        "method": "leiden",
+        "n_clusters": len(sizes),
+        "assigned_by": "cell",
+        "cells_moved": None,
+        "chosen_by": chosen_by,
+        "n_landmarks": n_landmarks,
+        "bucket_bits": run.n_bits,
+        "batch_key": None,
+        "sizes": sizes,
+        "mixed": {
+            "confidence_below": UNSURE,
+            "share_of_cells": 0.0 if cells is None else round(cells.unsure / run.n_cells, 4),
+            "largest": [],
+        },
+        "warnings": [],
+        "seed": seed,
+        "seconds": round(time.perf_counter() - begin, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+    def one_cluster(rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
+        labels = np.zeros(len(buckets), np.int32)
+        return {"cluster": categories(["0"], labels), "cluster_confidence": pa.array(np.ones(len(buckets), np.float32))}
+
+    columns = one_cluster if cells is None else cells.columns
+    run.set_cell_columns(_COLUMNS, columns, stage="cluster", record=record, without=_STALE)
     return record
 
 

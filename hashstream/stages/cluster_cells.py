@@ -9,8 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hashstream.cluster import UNSURE
 from hashstream.cluster.cells import BitProfiles, count_set_bits
-from hashstream.runtime.run import Run, categories
+from hashstream.cluster.landmarks import Drawn, landmark_communities, smooth_codes
+from hashstream.errors import SettingsError
+from hashstream.runtime.run import CODE_CHUNK_ROWS, Run, categories
 
 _SAMPLED = 20_000
 
@@ -27,19 +30,22 @@ class CellClusters:
         Number of each cluster, from the largest to the smallest; -1 for those that no cell belongs to.
     sizes : (n_clusters,) int64
         Cells of each, falling.
-    moved : int
-        Cells that are not in their bucket's cluster.
+    moved : int or None
+        Cells that are not in their bucket's cluster; None where buckets have none.
+    unsure : int
+        Cells torn between two clusters.
     """
 
     run: Run
     profiles: BitProfiles
     number: NDArray[np.int32]
     sizes: NDArray[np.int64]
-    moved: int
+    moved: int | None
+    unsure: int
     n_threads: int
 
     @classmethod
-    def of(cls, run: Run, labels: NDArray[np.int32], *, n_threads: int) -> CellClusters:
+    def of_buckets(cls, run: Run, labels: NDArray[np.int32], *, n_threads: int) -> CellClusters:
         """From the cluster of each bucket: two passes over the codes, in blocks.
 
         Parameters
@@ -59,15 +65,60 @@ class CellClusters:
             some.append((codes[picked], own[picked]))
         sampled_codes, sampled_labels = (np.concatenate(part) for part in zip(*some, strict=True))
         profiles = BitProfiles.of(set_bits, sizes, sampled_codes, sampled_labels)
-        cells, moved = np.zeros(n, np.int64), 0
+        return cls._counted(run, profiles, n, labels, n_threads)
+
+    @classmethod
+    def of_landmarks(
+        cls, run: Run, *, resolution: float | None, n_clusters: int | None, seed: int, n_threads: int
+    ) -> tuple[CellClusters | None, str, int]:
+        """From the communities of landmarks (`hashstream.cluster.landmarks`): two passes over the codes, in blocks.
+
+        Returns
+        -------
+        clusters : CellClusters or None
+            None where there is one community.
+        chosen_by : str
+            What chose the number of clusters.
+        n_landmarks : int
+
+        Raises
+        ------
+        SettingsError
+            There are fewer landmarks than clusters asked for.
+        """
+        drawn = Drawn.of(run.n_cells, seed=seed)
+        if n_clusters is not None and n_clusters > len(drawn.landmarks):
+            raise SettingsError(f"{n_clusters} clusters asked for, but there are {len(drawn.landmarks)} landmarks.")
+        edges = range(0, run.n_cells, CODE_CHUNK_ROWS)
+        pool = np.concatenate([_picked(run, drawn.pool, start, start + CODE_CHUNK_ROWS) for start in edges])
+        codes = pool[drawn.landmarks]
+        points = smooth_codes(codes, pool, run.n_bits, n_threads=n_threads)
+        labels, chosen_by = landmark_communities(
+            points, resolution=resolution, n_clusters=n_clusters, seed=seed, n_threads=n_threads
+        )
+        n = int(labels.max()) + 1
+        if n == 1:
+            return None, chosen_by, len(codes)
+        set_bits, sizes = count_set_bits(codes, labels, n, run.n_bits), np.bincount(labels, minlength=n)
+        profiles = BitProfiles.of(set_bits, sizes, codes, labels)
+        return cls._counted(run, profiles, n, None, n_threads), chosen_by, len(codes)
+
+    @classmethod
+    def _counted(
+        cls, run: Run, profiles: BitProfiles, n: int, labels: NDArray[np.int32] | None, n_threads: int
+    ) -> CellClusters:
+        """Clusters by size, from one pass over the codes."""
+        cells, moved, unsure = np.zeros(n, np.int64), 0, 0
         for rows, buckets in _blocks(run):
-            found, _ = profiles.assign(run.codes(rows.start, rows.stop), n_threads=n_threads)
+            found, confidence = profiles.assign(run.codes(rows.start, rows.stop), n_threads=n_threads)
             cells += np.bincount(found, minlength=n)
-            moved += int(np.count_nonzero(found != labels[buckets]))
+            unsure += int(np.count_nonzero(confidence < UNSURE))
+            if labels is not None:
+                moved += int(np.count_nonzero(found != labels[buckets]))
         order = np.argsort(-cells, kind="stable")[: np.count_nonzero(cells)]
         number = np.full(n, -1, np.int32)
         number[order] = np.arange(len(order), dtype=np.int32)
-        return cls(run, profiles, number, cells[order], moved, n_threads)
+        return cls(run, profiles, number, cells[order], None if labels is None else moved, unsure, n_threads)
 
     def columns(self, rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         """Columns of some cells, for `Run.set_cell_columns`."""
@@ -81,3 +132,10 @@ def _blocks(run: Run) -> Iterator[tuple[slice, NDArray[np.int32]]]:
     for buckets in run.cell_buckets():
         yield slice(start, start + len(buckets)), buckets
         start += len(buckets)
+
+
+def _picked(run: Run, rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint64]:
+    """Codes of those of some rows (ascending) that lie between two."""
+    first, last = np.searchsorted(rows, [start, stop])
+    codes = run.codes(start, min(stop, run.n_cells))
+    return codes[rows[first:last] - start]

@@ -54,7 +54,7 @@ def finish(
     workers
         For the record too: the processes of a cluster that did the partitions.
     held
-        The table of all parts and their empty cells, where this process did them all. Taken out of the list.
+        The table of the only part and its empty cells, where this process made it. Taken out of the list.
 
     Raises
     ------

@@ -69,20 +69,16 @@ class EncodeJob:
         Returns
         -------
         list of (table, n_empty)
-            What `finish` would merge from the parts, if all of the run was done here; else empty.
+            What `finish` would read from the part, if the run has only one; else empty.
         """
-        merged: list[tuple[BucketTable, int]] = []
-        all_of_it = len(numbers) == len(self.numbers) and self.first_row == 0
+        held: list[tuple[BucketTable, int]] = []
+        # Of several, parts are merged from disk: a table of all would be memory that small atlases do not need.
+        only = len(numbers) == len(self.numbers) == 1 and self.first_row == 0
 
         def keep(number: int, table: BucketTable, n_empty: int, codes: NDArray[np.uint64]) -> None:
             self._keep(work, number, table, n_empty, codes)
-            if not all_of_it:
-                return
-            if merged:
-                before, empty_before = merged.pop()
-                before.merge(table)
-                table, n_empty = before, empty_before + n_empty
-            merged.append((table, n_empty))
+            if only:
+                held.append((table, n_empty))
 
         progress.start("encode", self.count(numbers), "cells")
         try:
@@ -101,7 +97,7 @@ class EncodeJob:
                     keeping.result()
         finally:
             progress.finish()
-        return merged
+        return held
 
     def do(self, work: WorkDir, number: int, advance: Callable[[int], None]) -> None:
         """Encode a partition and keep it."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hashstream.atlas import Atlas, open_atlas
-from hashstream.atlas.sample import DEFAULT_SAMPLE_NNZ
+from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, DEFAULT_SAMPLE_NNZ
 from hashstream.atlas.stream import DEFAULT_CHUNK_BYTES, DEFAULT_DEPTH
 from hashstream.buckets import DEFAULT_MAX_BUCKETS
 from hashstream.errors import SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher, PcaItqSettings
+from hashstream.hashing.pca_itq import components_bytes
 from hashstream.runtime.budget import MIB, PROCESS_BYTES, Projection, format_bytes, parse_bytes
 from hashstream.runtime.provenance import available_threads
 from hashstream.runtime.run import CODE_CHUNK_ROWS
@@ -148,8 +149,8 @@ def project_encode(
     """The memory model of `encode`.
 
     Counted are a fresh process with its libraries and compiled kernels, the folded weights, four times the bucket table
-    (that of a partition, the one before it, which is being kept, and all merged; later that, a sorted copy, the tokens
-    and their parquet form), the codes of two partitions, and chunks: one with the kernels, `DEFAULT_DEPTH` in the
+    (that of a partition and the one before it, which is being kept; later all merged, a sorted copy, the tokens and
+    their parquet form), the codes of two partitions, and chunks: one with the kernels, `DEFAULT_DEPTH` in the
     queue, one being read, its decoding, and what the kernels make of one; of an atlas on the network, the bytes of one
     on their way too. With settings instead of a Hasher, one is fitted first.
     """
@@ -174,10 +175,11 @@ def project_encode(
     if not isinstance(hasher, Hasher):
         nnz = [s.matrix.nnz if s.matrix.nnz is not None else s.n_cells * s.n_genes // 4 for s in atlas.stores]
         sample_nnz = min(sum(nnz), DEFAULT_SAMPLE_NNZ)
-        # The sample (index and value), and then what remains of it beside two matrices of genes x genes and groups of
-        # cells. It comes before the pass, so the larger of the two counts.
+        # The sample (index and value), and then what remains of it, twice, beside what its components take and groups
+        # of cells. It comes before the pass, so the larger of the two counts.
         value = max(s.matrix.dtype.itemsize for s in atlas.stores) + 2
-        fit = max(sample_nnz * value * 1.25, sample_nnz * value / 2 + n_genes * n_genes * 8 * 3 + 100 * MIB)
+        components = components_bytes(min(atlas.n_cells, DEFAULT_SAMPLE_CELLS), n_genes, n_dims)
+        fit = max(sample_nnz * value * 1.25, sample_nnz * (value + 6) / 2 + components + 100 * MIB)
         fixed["fit"] = max(0, int(fit) - fixed["buckets"] - fixed["codes"])
     return Projection(
         fixed=fixed,

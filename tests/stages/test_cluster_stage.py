@@ -107,6 +107,38 @@ def test_cells_are_assigned_by_their_codes(small_h5ad: Path, tmp_path: Path, mon
     assert cluster(tmp_path / "run", n_clusters=1)["assigned_by"] == "bucket"
 
 
+def test_leiden_by_cell_looks_at_landmarks(
+    small_h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(small_h5ad, tmp_path / "run")
+    record = cluster(tmp_path / "run", method="leiden", assign="cell", seed=3)
+    assert (record["method"], record["assigned_by"], record["cells_moved"]) == ("leiden", "cell", None)
+    of_cells = column(tmp_path / "run", "cluster")
+    truth = anndata.read_h5ad(small_h5ad, backed="r").obs["cell_type"].astype(str)
+    assert adjusted_rand_score(truth, of_cells) > 0.8
+    names, sizes = np.unique(of_cells, return_counts=True)
+    assert dict(zip(names, sizes, strict=True)) == {str(i): n for i, n in enumerate(record["sizes"])}
+    confidence = column(tmp_path / "run", "cluster_confidence")
+    assert record["mixed"]["share_of_cells"] == pytest.approx((confidence < 0.6).mean(), abs=1e-4)
+    again = cluster(tmp_path / "run", method="leiden", assign="cell", seed=3)
+    assert again["sizes"] == record["sizes"]
+    # Coarser than any community: one cluster.
+    record = cluster(tmp_path / "run", method="leiden", assign="cell", resolution=1e-6)
+    assert record["sizes"] == [len(of_cells)]
+    assert set(column(tmp_path / "run", "cluster")) == {"0"}
+    with pytest.raises(SettingsError, match="landmarks"):
+        cluster(tmp_path / "run", method="leiden", assign="cell", n_clusters=10**6)
+    with pytest.raises(SettingsError, match="resolution excludes"):
+        cluster(tmp_path / "run", method="leiden", assign="cell", n_clusters=3, resolution=1.0)
+    # The default asks for them where the atlas is large and the number of clusters is not known.
+    assert cluster(tmp_path / "run")["method"] == "ward"
+    monkeypatch.setattr("hashstream.stages.cluster.MOST_POINTS", 10)
+    assert cluster(tmp_path / "run")["method"] == "leiden"
+    assert cluster(tmp_path / "run", n_clusters=4)["method"] == "ward"
+    assert cluster(tmp_path / "run", bucket_bits=4)["method"] == "ward"
+    assert cluster(tmp_path / "run", resolution=2.0, assign="bucket")["method"] == "leiden"
+
+
 def test_odd_assignments_are_refused(small_h5ad: Path, tmp_path: Path) -> None:
     encode(small_h5ad, tmp_path / "run")
     with pytest.raises(SettingsError, match="--assign is 'row'"):

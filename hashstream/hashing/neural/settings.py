@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hashstream.checks import check_ranges
 from hashstream.errors import SettingsError
+from hashstream.hashing.hvg import GENES_BY
 
 DEVICES = ("auto", "cpu", "cuda")
 _POSITIVE_INTEGERS = (
@@ -69,6 +70,8 @@ class NeuralSettings:
         Steps between two looks at the held-out loss, and looks without improvement after which training stops.
     device : str
         auto, cpu or cuda.
+    genes_by : str
+        How genes are ranked; see `hashstream.hashing.PcaItqSettings`.
     """
 
     n_bits: int = 64
@@ -101,6 +104,7 @@ class NeuralSettings:
     evaluate_every: int = 100
     patience: int = 5
     device: str = "auto"
+    genes_by: str = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "thinning", tuple(self.thinning))
@@ -136,5 +140,7 @@ class NeuralSettings:
             raise SettingsError(f"projection_rate is {self.projection_rate}; expected 0 to 1.")
         if not 0 < self.held_out <= 0.5:
             raise SettingsError(f"held_out is {self.held_out}; expected a share above 0 and up to 0.5.")
+        if self.genes_by not in GENES_BY:
+            raise SettingsError(f"genes_by is {self.genes_by!r}; expected one of {', '.join(GENES_BY)}.")
         if self.device not in DEVICES:
             raise SettingsError(f"device is {self.device!r}; expected one of {', '.join(DEVICES)}.")

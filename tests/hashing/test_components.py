@@ -1,0 +1,100 @@
+"""Principal components of large samples, and the ranking of genes where cells are shallow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import hashstream.hashing.pca_itq as pca_itq
+from hashstream.errors import SettingsError
+from hashstream.hashing import PcaItqSettings, fit_pca_itq
+from hashstream.hashing.components import krylov_components, krylov_width
+from hashstream.hashing.hvg import residual_variance, select_genes
+from hashstream.hashing.hvg_batches import select_genes_by_batch
+from tests.hashing.test_hvg_batches import sample_of
+
+
+def typed_counts(
+    n_cells: int, n_genes: int, depth: float, marker_rate: float = 2.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of six types, each with twenty genes of its own, and the types; most genes are hardly seen."""
+    rng = np.random.default_rng(seed)
+    types = rng.integers(0, 6, n_cells)
+    rate = np.tile(rng.gamma(0.3, 1.0, n_genes), (n_cells, 1))
+    for kind in range(6):
+        rate[np.ix_(types == kind, np.arange(20 * kind, 20 * kind + 20))] += marker_rate
+    return rng.poisson(rate * rng.lognormal(0, 0.3, (n_cells, 1)) * depth), types
+
+
+def test_krylov_components_are_the_leading_eigenvectors() -> None:
+    rng = np.random.default_rng(0)
+    values = np.concatenate([np.linspace(30, 3, 10), np.full(190, 1.0)])
+    basis = np.linalg.qr(rng.normal(size=(200, 200)))[0]
+    matrix = (basis * values) @ basis.T
+    found = krylov_components(lambda block: matrix @ block, 200, 10, rng=rng)
+    np.testing.assert_allclose(found.T @ found, np.eye(10), atol=1e-10)
+    np.testing.assert_allclose(np.abs(np.sum(found * basis[:, :10], axis=0)), 1, atol=1e-4)
+    assert (found[np.abs(found).argmax(axis=0), np.arange(10)] > 0).all()
+    with pytest.raises(ValueError, match=f"at least {krylov_width(10)}"):
+        krylov_components(lambda block: block, krylov_width(10) - 1, 10, rng=rng)
+
+
+def test_large_samples_give_the_components_of_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, _ = typed_counts(900, 400, depth=1.0)
+    settings = PcaItqSettings(n_bits=4, n_components=5, n_genes=300)
+    exact = fit_pca_itq(sample_of(counts), settings, seed=3, threads=2)
+    monkeypatch.setattr(pca_itq, "_EXACT_WORK", 0)
+    assert not pca_itq.covariance_fits(900, 300, 5)
+    found = fit_pca_itq(sample_of(counts), settings, seed=3, threads=2)
+    assert np.array_equal(found.gene_names, exact.gene_names)
+    np.testing.assert_allclose(found.weights[0], exact.weights[0], atol=2e-3)
+    np.testing.assert_allclose(found.biases[0], exact.biases[0], atol=2e-3)
+    deviations = (np.array(h.provenance["component_deviation"]) for h in (found, exact))
+    np.testing.assert_allclose(*deviations, rtol=1e-3)
+    one = fit_pca_itq(sample_of(counts), settings, seed=3, threads=1)
+    assert one.fingerprint() == found.fingerprint()
+
+
+def test_residual_variance_is_that_of_the_dense_residuals() -> None:
+    counts, _ = typed_counts(500, 120, depth=0.5)
+    counts[:, 7] = 0
+    kept = counts.sum(axis=1) > 0
+    counts = counts[kept]
+    totals = counts.sum(axis=1)
+    mu = np.outer(totals, counts.sum(axis=0) / counts.sum())
+    with np.errstate(invalid="ignore"):
+        residuals = (counts - mu) / np.sqrt(mu + mu**2 / 100)
+    expected = np.clip(np.nan_to_num(residuals), -np.sqrt(len(counts)), np.sqrt(len(counts))).var(axis=0)
+    found = residual_variance(sample_of(counts))
+    assert found[7] == 0
+    np.testing.assert_allclose(found, expected, rtol=0.02)  # library sizes of zero counts are taken in groups
+
+
+def test_genes_of_shallow_cells_are_ranked_by_residuals() -> None:
+    """Marker genes come first, where by dispersion those come that a few cells happen to have."""
+    counts, _ = typed_counts(2000, 4000, depth=0.03, marker_rate=15.0)
+    counts = counts[counts.sum(axis=1) > 0]
+    settings = PcaItqSettings(n_bits=4, n_components=5, n_genes=200)
+    chosen = {by: select_genes(sample_of(counts), n_genes=200, target_sum=1e4, by=by) for by in ("dispersion", "pearson")}
+    markers = {by: int((genes < 120).sum()) for by, genes in chosen.items()}
+    assert markers["pearson"] > 100
+    assert markers["pearson"] > 2 * markers["dispersion"]
+    found = fit_pca_itq(sample_of(counts), settings)
+    assert found.provenance["genes_by"] == "pearson"
+    assert np.array_equal(found.gene_names, sample_of(counts).gene_names[chosen["pearson"]])
+    batches = np.random.default_rng(0).integers(0, 2, len(counts))
+    by_batch = select_genes_by_batch(sample_of(counts), batches, n_genes=200, target_sum=1e4, by="pearson")
+    dispersed = select_genes_by_batch(sample_of(counts), batches, n_genes=200, target_sum=1e4)
+    assert (by_batch < 120).sum() > max(60, 2 * (dispersed < 120).sum())
+    assert np.array_equal(fit_pca_itq(sample_of(counts), settings, batches=batches).gene_names,
+                          sample_of(counts).gene_names[by_batch])  # fmt: skip
+
+
+def test_genes_of_deep_cells_are_ranked_by_dispersion() -> None:
+    counts, _ = typed_counts(600, 400, depth=5.0)
+    found = fit_pca_itq(sample_of(counts), PcaItqSettings(n_bits=4, n_components=5, n_genes=200))
+    assert found.provenance["genes_by"] == "dispersion"
+    asked = fit_pca_itq(sample_of(counts), PcaItqSettings(n_bits=4, n_components=5, n_genes=200, genes_by="pearson"))
+    assert asked.provenance["genes_by"] == "pearson"
+    with pytest.raises(SettingsError, match="genes_by is 'luck'"):
+        PcaItqSettings(genes_by="luck")
