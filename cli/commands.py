@@ -411,7 +411,7 @@ def finalize(session: Session, run: Path, force: bool) -> None:
 @click.option(
     "--resolution",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of Leiden, on the tokens, on cells of a large atlas, or on what the transformer learns; excludes --n-clusters.",
+    help="Of Leiden, on tokens, on cells of a large atlas or on what the transformer learns; excludes --n-clusters.",
 )
 @click.option(
     "--bucket-bits",

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from hashstream.kernels import unpack_bits
 from hashstream.kernels.anchors import AnchorTables, anchor_scores
@@ -95,6 +93,9 @@ def count_set_bits(
 
 def _temperature(odds: NDArray[np.float64], labels: NDArray[np.int32]) -> float:
     """What the log-odds must be multiplied by for the least log-loss."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
     rows = np.arange(len(labels))
 
     def loss(log_factor: float) -> float:

@@ -30,7 +30,7 @@ def token_graph(neighbours: TokenNeighbours, *, size: NDArray[np.floating]) -> A
     np.maximum.at(weights, inverse.ravel(), neighbours.weights.ravel())
     # An edge of weight 0 would leave a token alone however near it is.
     weights = np.maximum(weights, 1e-6) * size[edges[:, 0]] * size[edges[:, 1]]
-    graph = igraph.Graph(n=n, edges=edges)
+    graph = igraph.Graph(n=n, edges=edges.tolist())
     graph.es["weight"] = weights.tolist()
     return graph
 

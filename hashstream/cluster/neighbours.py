@@ -45,15 +45,16 @@ def token_neighbours(points: NDArray[np.float32], k: int, *, n_threads: int = 1)
         return TokenNeighbours(np.zeros((len(points), 0), dtype=np.int64), empty, empty)
     # Products of centred points lose less to rounding.
     wide = points - points.mean(axis=0, dtype=np.float64)
-    narrow = wide.astype(np.float32)
-    half_squares = (0.5 * (wide * wide).sum(axis=1)).astype(np.float32)
+    half_squares = 0.5 * (wide * wide).sum(axis=1)
+    # A score is a product less half the square of the other point: one more column of ones and of these.
+    left = np.column_stack([wide, np.ones(len(wide))]).astype(np.float32)
+    right = np.column_stack([wide, -half_squares]).astype(np.float32).T
     indices = np.empty((len(points), k), dtype=np.int64)
     distances = np.empty((len(points), k))
     step = max(1, _SCORES // len(points))
     for start in range(0, len(points), step):
         own = np.arange(start, min(start + step, len(points)))
-        scores = narrow[own] @ narrow.T
-        scores -= half_squares
+        scores = left[own] @ right
         scores[own - start, own] = -np.inf  # a point is left out of its own neighbours, even among duplicates
         near = np.sort(largest_columns(scores, min(k + _SPARE, len(points) - 1), n_threads=n_threads), axis=1)
         squared = ((wide[near] - wide[own][:, None]) ** 2).sum(axis=2)

@@ -20,11 +20,10 @@ def krylov_components(
 ) -> NDArray[np.float64]:
     """Leading eigenvectors of a symmetric matrix that is known by its products alone.
 
-    Block Krylov iteration (Musco & Musco, "Randomized block Krylov methods for stronger and faster approximate singular
-    value decomposition", NIPS 2015): from random columns, each step multiplies the last block by the matrix and makes it
-    orthogonal to all before it; the best vectors that all blocks together span are taken. They catch as much variance as
-    the exact ones but for some 0.01%; within a run of eigenvalues that are nearly the same, as those of noise are,
-    vectors are mixed.
+    Block Krylov iteration (Musco & Musco, "Randomized block Krylov methods for stronger and faster approximate
+    singular value decomposition", NIPS 2015): from random columns, each step multiplies the last block by the matrix
+    and makes it orthogonal to all before it; the best vectors that all blocks together span are taken. Where
+    eigenvalues are nearly the same, as those of noise are, vectors are mixed.
 
     Parameters
     ----------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -89,6 +91,9 @@ class CellClusters:
         drawn = Drawn.of(run.n_cells, seed=seed)
         if n_clusters is not None and n_clusters > len(drawn.landmarks):
             raise SettingsError(f"{n_clusters} clusters asked for, but there are {len(drawn.landmarks)} landmarks.")
+        # What is slow to import is imported while codes are read and compared.
+        importing = Thread(target=lambda: [import_module(name) for name in ("igraph", "scipy.optimize")], daemon=True)
+        importing.start()
         edges = range(0, run.n_cells, CODE_CHUNK_ROWS)
         pool = np.concatenate([_picked(run, drawn.pool, start, start + CODE_CHUNK_ROWS) for start in edges])
         codes = pool[drawn.landmarks]

@@ -75,7 +75,9 @@ def test_genes_of_shallow_cells_are_ranked_by_residuals() -> None:
     counts, _ = typed_counts(2000, 4000, depth=0.03, marker_rate=15.0)
     counts = counts[counts.sum(axis=1) > 0]
     settings = PcaItqSettings(n_bits=4, n_components=5, n_genes=200)
-    chosen = {by: select_genes(sample_of(counts), n_genes=200, target_sum=1e4, by=by) for by in ("dispersion", "pearson")}
+    chosen = {
+        by: select_genes(sample_of(counts), n_genes=200, target_sum=1e4, by=by) for by in ("dispersion", "pearson")
+    }
     markers = {by: int((genes < 120).sum()) for by, genes in chosen.items()}
     assert markers["pearson"] > 100
     assert markers["pearson"] > 2 * markers["dispersion"]

@@ -107,9 +107,7 @@ def test_cells_are_assigned_by_their_codes(small_h5ad: Path, tmp_path: Path, mon
     assert cluster(tmp_path / "run", n_clusters=1)["assigned_by"] == "bucket"
 
 
-def test_leiden_by_cell_looks_at_landmarks(
-    small_h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leiden_by_cell_looks_at_landmarks(small_h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode(small_h5ad, tmp_path / "run")
     record = cluster(tmp_path / "run", method="leiden", assign="cell", seed=3)
     assert (record["method"], record["assigned_by"], record["cells_moved"]) == ("leiden", "cell", None)

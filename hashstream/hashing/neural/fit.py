@@ -89,9 +89,7 @@ def fit_neural(
     n_components = max(settings.n_projections, settings.neighbour_components)
     start = fit_pca_itq(
         sample,
-        PcaItqSettings(
-            1, n_components, settings.n_genes, settings.target_sum, settings.clip, settings.genes_by
-        ),
+        PcaItqSettings(1, n_components, settings.n_genes, settings.target_sum, settings.clip, settings.genes_by),
         seed=seed,
         threads=threads,
         batches=batches,
