@@ -32,6 +32,8 @@ DEFAULT_METHOD = "ward"
 EMBEDDINGS = ("same", "scanpy")
 PREFIX_BITS = (8, 10, 12, 14, 16, 20, 24)
 PREFIX_METHODS = ("kmeans", "ward")
+#: Ways to rank genes, of which the default takes one for each set.
+RANKINGS = ("dispersion", "pearson")
 #: Leiden's resolution is searched between these, in this many halvings of its logarithm.
 RESOLUTIONS, HALVINGS = (0.02, 8.0), 8
 #: Bars: how far the mean ARI of a token method must be from that of k-means on cells.

@@ -36,6 +36,7 @@ from benchmarks._quality_scores import (
     N_DIMS,
     PREFIX_BITS,
     PREFIX_METHODS,
+    RANKINGS,
     RESOLUTIONS,
     SETS,
     TOKEN_METHODS,
@@ -45,6 +46,7 @@ from benchmarks._quality_scores import (
 )
 from hashstream import kernels
 from hashstream.atlas import open_atlas, plan_ranges, stream_chunks
+from hashstream.hashing import PcaItqSettings
 from hashstream.metrics import clustering_metrics, purity
 from hashstream.runtime.provenance import peak_rss_bytes
 from hashstream.runtime.run import Run
@@ -121,7 +123,14 @@ def measure_tokens(path: Path, dataset: str, seed: int, recorder: Recorder) -> d
         for bits in PREFIX_BITS:
             for method in PREFIX_METHODS:
                 score(f"prefix{bits}/{method}", method=method, n_clusters=len(names), bucket_bits=bits)
-        return {"embedding": cell_embedding(run, path), "truth": truth, "n_types": len(names)}
+        known = {"embedding": cell_embedding(run, path), "truth": truth, "n_types": len(names)}
+        for by in RANKINGS:
+            encode(path, Path(folder) / "ranked", fit_settings=PcaItqSettings(genes_by=by), seed=seed, force=True)
+            ranked = Run.open(Path(folder) / "ranked")
+            _, *times = recorder.time(lambda run=ranked: cluster(run, n_clusters=len(names), seed=seed))
+            metrics = evaluate(Run.open(ranked.path), TRUTH)["cluster"]
+            recorder.add(f"genes/{by}", dataset, seed, (times[0], times[1]), **metrics)
+        return known
 
 
 def cell_embedding(run: Run, path: Path) -> NDArray[np.float32]:

@@ -146,6 +146,7 @@ def _fit(
             "component_deviation": [round(float(s), 6) for s in scores.std(axis=0)],
             **asdict(settings),
             "genes_by": genes_by,
+            "values_per_cell": round(sum(len(block.indices) for block in sample.blocks) / sample.n_cells, 2),
             **provenance,
         },
     )
