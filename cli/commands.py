@@ -476,6 +476,13 @@ def cluster(
     help="Parents of the labels (.yaml of `child: parent`, or .csv): a parent where the child is unsure.",
 )
 @click.option("--parents", metavar="KEY", help="Or: column of the reference's obs with the parent of each label.")
+@click.option(
+    "--assign",
+    type=click.Choice(["auto", "bucket", "cell"]),
+    show_default=True,
+    help="--reference: the votes for a cell's bucket, or the label that its own whole code then fits best; auto: by "
+    "cell above 16 cells a bucket.",
+)
 @click.option("--majority", is_flag=True, help="Add label_majority: the label of most cells of each cluster.")
 @click.option(
     "--min-share", type=click.FloatRange(0, 1), show_default=True, help="Share of a cluster that --majority needs."
@@ -492,11 +499,12 @@ def annotate(
     unknown_threshold: float | None,
     hierarchy: Path | None,
     parents: str | None,
+    assign: str,
     majority: bool,
     min_share: float,
     atlas: tuple[Path | str, ...],
 ) -> None:
-    """Label the cells of a run, by the anchors of its hasher or the nearest buckets of a labelled run."""
+    """Label the cells of a run, by the anchors of its hasher or by a labelled run."""
     from hashstream.runtime.run import Run
     from hashstream.stages.annotate import annotate as annotate_stage
     from hashstream.stages.annotate_anchors import annotate_by_anchors
@@ -504,8 +512,10 @@ def annotate(
 
     if (hasher is None) == (reference is None):
         raise click.UsageError("give either --hasher (of `fit --method anchors`) or --reference with --labels.")
-    if hasher is not None and (labels is not None or parents is not None):
-        raise click.UsageError("--labels and --parents go with --reference; the anchors of --hasher have their labels.")
+    if hasher is not None and (labels is not None or parents is not None or _asked("assign")):
+        raise click.UsageError(
+            "--labels, --parents and --assign go with --reference; the anchors of --hasher have their labels."
+        )
     if reference is not None and labels is None:
         raise click.UsageError("--reference needs --labels KEY: the column of its obs with the labels.")
     if majority:
@@ -524,6 +534,7 @@ def annotate(
             reference_atlas=atlas,
             hierarchy=hierarchy,
             parents_key=parents,
+            assign=assign,
         )
     if majority:
         result = {**result, "majority": majority_labels(Run.open(run), min_share=min_share)}

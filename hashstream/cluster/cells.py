@@ -1,4 +1,4 @@
-"""Single cells of a large atlas, moved to the cluster that their whole code fits best.
+"""Single cells of a large atlas, moved to the cluster (or given the label) that their whole code fits best.
 
 Of a large atlas only short prefixes of codes can be clustered, so that one bucket holds cells of several types, however
 well the buckets were put together. The rest of the code tells these cells apart. Given the clusters of the buckets, how
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels import unpack_bits
-from hashstream.kernels.anchors import AnchorTables, anchor_scores
+from hashstream.kernels.anchors import AnchorScores, AnchorTables, anchor_scores
 
 _MOST_INT16 = 32_000
 _LOG_RANGE = 5.0
@@ -69,6 +69,10 @@ class BitProfiles:
             )
         )
 
+    def scores(self, codes: NDArray[np.uint64], *, n_threads: int = 1) -> AnchorScores:
+        """The three most probable clusters of each code, fewer where there are fewer; see `anchor_scores`."""
+        return anchor_scores(codes, self.tables, n_threads=n_threads)
+
     def assign(self, codes: NDArray[np.uint64], *, n_threads: int = 1) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The cluster of each code, and how sure it is.
 
@@ -78,7 +82,7 @@ class BitProfiles:
         confidence : (n,) float32
             Probability of the cluster over its sum with that of the second: 0.5 to 1.
         """
-        found = anchor_scores(codes, self.tables, n_threads=n_threads)
+        found = self.scores(codes, n_threads=n_threads)
         first, second = found.probabilities[:, 0], found.probabilities[:, 1]
         return found.top[:, 0].copy(), first / (first + second)
 

@@ -56,17 +56,7 @@ class CellClusters:
             0 to n_clusters - 1, each used; two clusters at least.
         """
         n = int(labels.max()) + 1
-        set_bits, sizes = np.zeros((n, run.n_bits), np.int64), np.zeros(n, np.int64)
-        step = max(run.n_cells // _SAMPLED, 1)
-        some = []
-        for rows, buckets in _blocks(run):
-            codes, own = run.codes(rows.start, rows.stop), labels[buckets]
-            set_bits += count_set_bits(codes, own, n, run.n_bits)
-            sizes += np.bincount(own, minlength=n)
-            picked = slice(-rows.start % step, None, step)
-            some.append((codes[picked], own[picked]))
-        sampled_codes, sampled_labels = (np.concatenate(part) for part in zip(*some, strict=True))
-        profiles = BitProfiles.of(set_bits, sizes, sampled_codes, sampled_labels)
+        profiles = profiles_of_buckets(run, labels, n)
         return cls._counted(run, profiles, n, labels, n_threads)
 
     @classmethod
@@ -130,6 +120,29 @@ class CellClusters:
         found, confidence = self.profiles.assign(self.run.codes(rows.start, rows.stop), n_threads=self.n_threads)
         names = [str(i) for i in range(len(self.sizes))]
         return {"cluster": categories(names, self.number[found]), "cluster_confidence": pa.array(confidence)}
+
+
+def profiles_of_buckets(run: Run, labels: NDArray[np.int32], n: int) -> BitProfiles:
+    """How the cells of each cluster (or label) of buckets set their bits: one pass over the codes, in blocks.
+
+    Parameters
+    ----------
+    labels : (n_buckets,) int32
+        0 to `n` - 1, each used; -1 for buckets that are left out.
+    """
+    set_bits, sizes = np.zeros((n, run.n_bits), np.int64), np.zeros(n, np.int64)
+    step = max(run.n_cells // _SAMPLED, 1)
+    some = []
+    for rows, buckets in _blocks(run):
+        codes, own = run.codes(rows.start, rows.stop), labels[buckets]
+        if (labels < 0).any():
+            codes, own = codes[own >= 0], own[own >= 0]
+        set_bits += count_set_bits(codes, own, n, run.n_bits)
+        sizes += np.bincount(own, minlength=n)
+        picked = slice(-rows.start % step, None, step)
+        some.append((codes[picked], own[picked]))
+    sampled_codes, sampled_labels = (np.concatenate(part) for part in zip(*some, strict=True))
+    return BitProfiles.of(set_bits, sizes, sampled_codes, sampled_labels)
 
 
 def _blocks(run: Run) -> Iterator[tuple[slice, NDArray[np.int32]]]:
