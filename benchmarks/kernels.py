@@ -18,6 +18,9 @@ hamming_topk_vs_faiss
     Theirs: `IndexBinaryFlat.search`.
 pack_bits_vs_numpy
     Theirs: `packbits` of the signs.
+gram_times_vs_scipy, components_vs_covariance
+    The Gram matrix of a sparse sample times 72 columns; theirs: two CSR products. And the 64 leading components by five
+    such products, against those of the covariance: a dense product and LAPACK.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks._measure import Record, interleave, median_elapsed, write_json
 from hashstream import kernels
+from hashstream.hashing.components import krylov_components
 
 TARGET_SUM = 1e4
 Run = tuple[list[Record], dict[str, float]]
@@ -201,6 +205,53 @@ def bench_pack(*, quick: bool, replicates: int) -> Run:
     }
 
 
+def bench_components(*, quick: bool, replicates: int) -> Run:
+    """What a fit on a sample spends most of its time on."""
+    import scipy.linalg
+    import scipy.sparse as sp
+
+    rng = np.random.default_rng(5)
+    n_cells, n_genes, width, nnz = (5_000 if quick else 50_000), 2_000, 72, 144
+    own = rng.integers(0, n_genes, (60, 100))[rng.integers(0, 60, n_cells)]  # genes of each cell's type
+    columns = np.where(
+        rng.random((n_cells, nnz)) < 0.4,
+        np.take_along_axis(own, rng.integers(0, 100, (n_cells, nnz)), axis=1),
+        rng.integers(0, n_genes, (n_cells, nnz)),
+    )
+    indptr, values = np.arange(n_cells + 1) * nnz, rng.gamma(2.0, 0.5, n_cells * nnz)
+    matrix = sp.csr_matrix((values, columns.ravel(), indptr), shape=(n_cells, n_genes))
+    matrix.sum_duplicates()
+    block = rng.normal(size=(n_genes, width))
+    csr = matrix.indptr, matrix.indices, matrix.data.astype(np.float32)
+    matrix.data = csr[2].astype(np.float64)
+    dataset = f"{n_cells} cells x {n_genes} genes, {matrix.nnz / n_cells:.0f} values a cell"
+    products = {
+        "hashstream": lambda: kernels.gram_times(*csr, block),
+        "scipy": lambda: matrix.T @ (matrix @ block),
+    }
+    np.testing.assert_allclose(products["hashstream"](), products["scipy"](), rtol=1e-8)
+    records = interleave("gram_times", dataset, products, replicates=replicates)
+
+    def covariance() -> Any:
+        dense = matrix.astype(np.float32).toarray()
+        return scipy.linalg.eigh(dense.T @ dense, subset_by_index=(n_genes - 64, n_genes - 1), check_finite=False)
+
+    def krylov() -> Any:
+        return krylov_components(lambda q: kernels.gram_times(*csr, q), n_genes, 64, rng=np.random.default_rng(0))
+
+    captured = (matrix @ krylov()) ** 2
+    assert captured.sum() > 0.99 * covariance()[0].sum()
+    records += interleave(
+        "components", dataset, {"hashstream": krylov, "covariance": covariance}, replicates=replicates
+    )
+    return records, {
+        "gram_times_vs_scipy": median_elapsed(records, "gram_times/scipy")
+        / median_elapsed(records, "gram_times/hashstream"),
+        "components_vs_covariance": median_elapsed(records, "components/covariance")
+        / median_elapsed(records, "components/hashstream"),
+    }
+
+
 def bench_ward(*, quick: bool) -> Run:
     rng = np.random.default_rng(4)
     n, n_dims = 4000 if quick else 20_000, 50
@@ -215,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write all times and the ratios here")
     parser.add_argument("--quick", action="store_true", help="small data and few repeats")
-    parser.add_argument("--only", choices=["encode", "buckets", "hamming", "pack", "ward"])
+    parser.add_argument("--only", choices=["encode", "buckets", "hamming", "pack", "components", "ward"])
     options = parser.parse_args()
     replicates = 3 if options.quick else 7
     common = {"quick": options.quick, "replicates": replicates}
@@ -224,6 +275,7 @@ def main() -> None:
         "buckets": [lambda: bench_buckets(**common)],
         "hamming": [lambda: bench_hamming(**common)],
         "pack": [lambda: bench_pack(**common)],
+        "components": [lambda: bench_components(**common)],
         "ward": [lambda: bench_ward(quick=options.quick)],
     }
     records: list[Record] = []

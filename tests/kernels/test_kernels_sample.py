@@ -34,9 +34,12 @@ def test_products_agree_with_the_reference(
 ) -> None:
     rng = np.random.default_rng(seed)
     rows = counts_of(rng, n_rows, n_columns, index, dtype)
-    block = rng.normal(size=(n_columns, width))
+    block = rng.normal(size=(width, n_columns)).T  # not contiguous
+    before = [array.copy() for array in (*rows, block)]
     for name in ("rows_times", "gram_times"):
         got = getattr(kernels, name)(*rows, block, n_threads=n_threads)
+        for array, copy in zip((*rows, block), before, strict=True):
+            np.testing.assert_array_equal(array, copy)
         np.testing.assert_allclose(got, getattr(reference, name)(*rows, block), rtol=1e-10, atol=1e-10)
         np.testing.assert_array_equal(got, getattr(kernels, name)(*rows, block))
 
