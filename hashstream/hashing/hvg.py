@@ -17,15 +17,21 @@ _THETA = 100.0
 _LIBRARY_GROUPS = 64
 
 
-def select_genes(sample: Sample, *, n_genes: int, target_sum: float, by: str = "dispersion") -> NDArray[np.int64]:
+#: Mean and variance of the normalised counts of each gene, and the cells that express it.
+Moments = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
+
+
+def select_genes(
+    sample: Sample, *, n_genes: int, target_sum: float, by: str = "dispersion", moments: Moments | None = None
+) -> NDArray[np.int64]:
     """Indices of the `n_genes` most variable genes, ascending; all that vary where there are fewer.
 
-    See `ranked_genes` for `by`, which is not ``auto``.
+    See `ranked_genes` for `by`, which is not ``auto``, and `moments`.
     """
-    return np.sort(ranked_genes(sample, by=by, target_sum=target_sum)[:n_genes])
+    return np.sort(ranked_genes(sample, by=by, target_sum=target_sum, moments=moments)[:n_genes])
 
 
-def ranked_genes(sample: Sample, *, by: str, target_sum: float) -> NDArray[np.int64]:
+def ranked_genes(sample: Sample, *, by: str, target_sum: float, moments: Moments | None = None) -> NDArray[np.int64]:
     """Indices of the genes that vary, the most variable first.
 
     Genes in fewer than 3 cells or 0.02% of the sample are left out. Ties go to the gene whose name sorts first: the
@@ -38,8 +44,10 @@ def ranked_genes(sample: Sample, *, by: str, target_sum: float) -> NDArray[np.in
         logarithm of the mean (Satija et al., "Spatial reconstruction of single-cell gene expression data", Nat.
         Biotechnol. 2015; the flavour `seurat` of scanpy). ``pearson``: variance of the Pearson residuals of the counts
         (Lause, Berens & Kobak, Genome Biol. 2021; scanpy's `pearson_residuals`).
+    moments
+        What `sample_moments` gives, where it is known already.
     """
-    mean, variance, n_expressing = _moments(sample, target_sum)
+    mean, variance, n_expressing = moments or sample_moments(sample, target_sum)
     least = max(MIN_CELLS, int(np.ceil(MIN_CELL_SHARE * sample.n_cells)))
     usable = np.flatnonzero((n_expressing >= least) & (variance > 0))
     if len(usable) == 0:
@@ -74,7 +82,7 @@ def residual_variance(sample: Sample) -> NDArray[np.float64]:
     return np.asarray(sums[:, 1] / n_cells - (sums[:, 0] / n_cells) ** 2)
 
 
-def _moments(sample: Sample, target_sum: float) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+def sample_moments(sample: Sample, target_sum: float) -> Moments:
     """Mean and variance of the normalised counts of each gene, and the cells that express it."""
     n_genes = len(sample.gene_names)
     total, square = np.zeros(n_genes), np.zeros(n_genes)

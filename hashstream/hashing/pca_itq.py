@@ -16,7 +16,7 @@ from hashstream.atlas.sample import Sample, SampleBlock
 from hashstream.errors import SettingsError
 from hashstream.hashing.components import krylov_components, krylov_width, with_positive_peaks
 from hashstream.hashing.hasher import Hasher
-from hashstream.hashing.hvg import GENES_BY, select_genes
+from hashstream.hashing.hvg import GENES_BY, sample_moments, select_genes
 from hashstream.hashing.hvg_batches import select_genes_by_batch
 from hashstream.hashing.itq import nested_groups, nested_itq
 from hashstream.kernels import gram_times, rows_times
@@ -157,11 +157,13 @@ def _chosen_genes(
 ) -> tuple[NDArray[np.int64], str]:
     """Genes, ascending, and how they were ranked."""
 
+    moments = sample_moments(sample, settings.target_sum) if batches is None else None
+
     def chosen(by: str) -> NDArray[np.int64]:
-        options = {"n_genes": settings.n_genes, "target_sum": settings.target_sum, "by": by}
+        n_genes, target_sum = settings.n_genes, settings.target_sum
         if batches is None:
-            return select_genes(sample, **options)  # type: ignore[arg-type]
-        return select_genes_by_batch(sample, batches, **options)  # type: ignore[arg-type]
+            return select_genes(sample, n_genes=n_genes, target_sum=target_sum, by=by, moments=moments)
+        return select_genes_by_batch(sample, batches, n_genes=n_genes, target_sum=target_sum, by=by)
 
     if settings.genes_by != "auto":
         return chosen(settings.genes_by), settings.genes_by
