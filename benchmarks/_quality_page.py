@@ -167,8 +167,8 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
         "",
         "- **tokens**: `encode`, `cluster` and `evaluate` with their defaults, on each file as it is. `ward` is the "
         "default method; it, `kmeans` and `leiden` are told the true number of types, `ward_auto` chooses its own.",
-        "- **genes**: `ward` as above, with genes ranked by dispersion or by Pearson residuals (`--genes-by`); the default "
-        "takes one of them for each set.",
+        "- **genes**: `ward` as above, with genes ranked by dispersion or by Pearson residuals (`--genes-by`); the "
+        "default takes one of them for each set.",
         "- **cells_same**: the embedding that the same hasher gives each cell (same genes, same first 50 components), "
         "clustered cell by cell: k-means with the true number of types and ten starts, Leiden at resolution 1, Leiden "
         "with its resolution bisected to the true number. `kmeans_scaled` divides each component by the square root "
