@@ -24,7 +24,7 @@ from hashstream.runtime.memory import trim
 
 _GROUP_BLOCKS = 4
 _ITQ_CELLS = 20_000
-_SHALLOW = 64  # values of the chosen genes a cell, below which dispersions are no guide
+_SHALLOW = 64 / 2_000  # share of the chosen genes that a cell has, below which dispersions are no guide
 _EXACT_WORK = 10**11  # cells x genes x genes up to which the covariance is made whole
 T = TypeVar("T")
 
@@ -47,8 +47,8 @@ class PcaItqSettings:
         Largest standardised value.
     genes_by : str
         How genes are ranked: ``dispersion`` or ``pearson``, see `ranked_genes`. ``auto``: by dispersion, unless a cell
-        has fewer than 64 values of the 2,000 or so genes chosen in this way, and then by Pearson residuals: where cells
-        are shallow, the highest dispersions are chance and belong to genes that are hardly seen.
+        has values of fewer than 3.2% of the genes chosen in this way (64 of 2,000), and then by Pearson residuals:
+        where cells are shallow, the highest dispersions are chance and belong to genes that are hardly seen.
     """
 
     n_bits: int = 64
@@ -171,7 +171,7 @@ def _chosen_genes(
     is_chosen = np.zeros(len(sample.gene_names), dtype=bool)
     is_chosen[genes] = True
     n_values = sum(int(np.count_nonzero(is_chosen[block.indices])) for block in sample.blocks)
-    if len(genes) < settings.n_genes or n_values >= _SHALLOW * sample.n_cells:
+    if len(genes) < settings.n_genes or n_values >= _SHALLOW * len(genes) * sample.n_cells:
         return genes, "dispersion"
     return chosen("pearson"), "pearson"
 

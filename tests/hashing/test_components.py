@@ -96,6 +96,10 @@ def test_genes_of_deep_cells_are_ranked_by_dispersion() -> None:
     counts, _ = typed_counts(600, 400, depth=5.0)
     found = fit_pca_itq(sample_of(counts), PcaItqSettings(n_bits=4, n_components=5, n_genes=200))
     assert found.provenance["genes_by"] == "dispersion"
+    # Few genes give few values a cell, however deep cells are.
+    few = fit_pca_itq(sample_of(counts), PcaItqSettings(n_bits=4, n_components=5, n_genes=40))
+    assert few.provenance["values_per_cell"] < 64
+    assert few.provenance["genes_by"] == "dispersion"
     asked = fit_pca_itq(sample_of(counts), PcaItqSettings(n_bits=4, n_components=5, n_genes=200, genes_by="pearson"))
     assert asked.provenance["genes_by"] == "pearson"
     with pytest.raises(SettingsError, match="genes_by is 'luck'"):
