@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array, share_rows
-from hashstream.kernels._intrinsics import popcount, trailing_zeros
+from hashstream.kernels._intrinsics import popcount, prefetch, trailing_zeros
 from hashstream.kernels._jit import inline, jit
 from hashstream.kernels._planes import (
     ENTRIES,
@@ -27,6 +27,8 @@ from hashstream.kernels._planes import (
 BLOCK = 4096  # codes whose distances to one query are kept at a time, in the first-level cache
 SMALL_K = 128  # up to here nearest codes are kept sorted by insertion, beyond by counting
 STREAMS = 4  # places in which memory is read in turn for one query
+LINE = 8  # words of a cache line
+AHEAD = 128  # words between asking for a code and reading it, where one query is scanned
 SLICED_FROM = 48  # queries from which turning the codes into bit planes pays
 SLICED_WORDS = 4  # longest codes for which the loops and a tree of adders are compiled
 SLICED_QUERIES = 256  # queries that share the tables of a block
@@ -95,6 +97,16 @@ def _scan_block(query, codes, start, stop, distances, rows, k):  # type: ignore[
 
 
 @inline
+def lines_each(n_words, n_queries):  # type: ignore[no-untyped-def]
+    """Cache lines that each of some queries asks for, so that all do for a block of 512 codes.
+
+    The processor looks ahead within a page of memory only, which is one block of 64-bit codes. All at once the
+    requests would wait for each other.
+    """
+    return (SLICE_CODES * n_words // LINE + n_queries - 1) // n_queries
+
+
+@inline
 def _smallest_of_64(query, flat, at, words):  # type: ignore[no-untyped-def]
     """The smallest distance of `query` to 64 codes, whose words lie at ``flat[at:]``.
 
@@ -132,9 +144,12 @@ def _topk_scan(queries, codes, k, words, distances, rows):  # type: ignore[no-un
     begins with what only nearer codes displace.
     """
     n_words, flat = len(words), codes.ravel()
-    whole = len(codes) - len(codes) % SLICE_CODES
+    whole, each = len(codes) - len(codes) % SLICE_CODES, lines_each(n_words, len(queries))
     for first in range(0, whole, SLICE_CODES):
+        ahead = (first + SLICE_CODES) * n_words
         for q in range(len(queries)):
+            for line in range(each):
+                prefetch(flat, ahead + (q * each + line) * LINE)
             query, furthest = queries[q], np.int64(distances[q, k - 1])
             for start in range(first, first + SLICE_CODES, 64):
                 if _smallest_of_64(query, flat, start * n_words, words) < furthest:
@@ -165,6 +180,8 @@ def _topk_one(query, codes, k, words, distances, rows):  # type: ignore[no-untyp
     for first in range(0, part, 64):
         for stream in range(STREAMS):
             start = stream * part + first
+            for line in range(0, 64 * n_words, LINE):
+                prefetch(flat, start * n_words + AHEAD + line)
             smallest = _smallest_of_64(query, flat, start * n_words, words)
             if smallest < distances[k - 1] or (smallest == distances[k - 1] and start < rows[k - 1]):
                 for row in range(start, start + 64):
@@ -271,9 +288,13 @@ def _topk_sliced(queries, codes, k, words, sizes, distances, rows):  # type: ign
     whole = len(codes) - len(codes) % SLICE_CODES
     for first in range(0, len(queries), SLICED_QUERIES):
         last = min(first + SLICED_QUERIES, len(queries))
+        each = lines_each(len(words), last - first)
         for start in range(0, whole, SLICE_CODES):
             _slice_block(codes, start, planes, tables)
+            ahead = (start + SLICE_CODES) * len(words)
             for q in range(first, last):
+                for line in range(each):
+                    prefetch(flat, ahead + ((q - first) * each + line) * LINE)
                 limit = np.int64(distances[q, k - 1])
                 if limit > 0 and any_below(words, tables, choices, q * n_entries, limits, limit * n_levels, marked):
                     _enter_marked(queries[q], flat, start, words, marked, distances[q], rows[q], k)

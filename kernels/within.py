@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array, share_rows
-from hashstream.kernels._intrinsics import below_mask, trailing_zeros
+from hashstream.kernels._intrinsics import below_mask, prefetch, trailing_zeros
 from hashstream.kernels._jit import jit
 from hashstream.kernels._planes import (
     SLICE_CODES,
@@ -21,6 +21,7 @@ from hashstream.kernels._planes import (
 )
 from hashstream.kernels.hamming import (
     BLOCK,
+    LINE,
     SLICED_FROM,
     SLICED_WORDS,
     _aligned,
@@ -28,6 +29,7 @@ from hashstream.kernels.hamming import (
     _choices_of,
     _limits_to,
     _slice_block,
+    lines_each,
 )
 
 QUERIES = 256  # queries that are searched at a time; a bit is kept for each of them and each block of codes
@@ -60,9 +62,13 @@ def _mark_sliced(queries, codes, radius, words, sizes, hits):  # type: ignore[no
     choices, limits = _choices_of(queries, n_entries), _limits_to(n_bits, n_levels)
     planes, tables = _aligned(n_bits * SLICE_LANES), _aligned(n_planes * SLICE_LANES)
     at, marked = (radius + 1) * n_levels, np.empty(SLICE_LANES, np.uint64)
+    flat, each = codes.ravel(), lines_each(len(words), len(queries))
     for block in range(len(codes) // SLICE_CODES):
         _slice_block(codes, block * SLICE_CODES, planes, tables)
+        ahead = (block + 1) * SLICE_CODES * len(words)
         for q in range(len(queries)):
+            for line in range(each):
+                prefetch(flat, ahead + (q * each + line) * LINE)
             hits[q, block] = any_below(words, tables, choices, q * n_entries, limits, at, marked)
 
 
