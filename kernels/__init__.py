@@ -10,7 +10,7 @@ from hashstream.kernels.buckets import (
     new_bucket_arrays,
     shorten_buckets,
 )
-from hashstream.kernels.encode import ACTIVATIONS, EncodedRows, EncoderWeights, encode_rows, prepare_weights
+from hashstream.kernels.encode import ACTIVATIONS, EncodedRows, EncoderWeights, GeneMap, encode_rows, prepare_weights
 from hashstream.kernels.gram import gram_times, rows_times
 from hashstream.kernels.hamming import hamming_distances, hamming_topk
 from hashstream.kernels.largest import largest_columns
@@ -38,6 +38,7 @@ __all__ = [
     "CodesWithin",
     "EncodedRows",
     "EncoderWeights",
+    "GeneMap",
     "GeneMoments",
     "MultiIndex",
     "RowFlag",

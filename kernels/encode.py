@@ -15,10 +15,11 @@ from hashstream.kernels._exp import sigmoid, tanh
 from hashstream.kernels._intrinsics import make_accumulate
 from hashstream.kernels._jit import jit
 from hashstream.kernels.pack import pack_rows, words_for_bits
-from hashstream.kernels.rows import RowFlag, check_arrays, select_rows
+from hashstream.kernels.rows import RowFlag, check_into, longest_row, select_rows
 
 TILE = 64  # columns of weights that are summed in registers; a tile of 2,000 genes fits the second-level cache
 BLOCK_ROWS = 1024  # rows whose selected values are kept while the tiles of weights pass over them
+CACHED_ROWS = 64  # rows at a time where one tile is all weights, so that what was just read is still in the cache
 _HUGE_PAGE = 1 << 21
 _HUGE_FROM = 1 << 22  # NumPy asks the system for huge pages from this many bytes on
 
@@ -35,6 +36,27 @@ def _project_sparse(tiles, bias, genes, values, starts, out):  # type: ignore[no
             _accumulate(
                 tiles, tile * n_in * width, genes, values, starts[row], starts[row + 1], bias, tile * width, out, at
             )
+
+
+@jit
+def _first_layer(  # type: ignore[no-untyped-def]
+    indptr, indices, data, unsigned, gene_map, used, cap, rising, target_sum, tiles, bias, block_rows, genes, values,
+    starts, totals, flags, out,
+):  # fmt: skip
+    """Check, select and project rows, `block_rows` at a time.
+
+    `genes` and `values` need a place more than what a block may select, `starts` one more than a block has rows.
+    """
+    at = np.empty(longest_row(indptr) + 1, np.int32)
+    for first in range(0, len(totals), block_rows):
+        last = min(first + block_rows, len(totals))
+        pointers = indptr[first : last + 1]
+        check_into(pointers, indices, data, unsigned, len(gene_map), totals[first:last], flags[first:last])
+        select_rows(
+            pointers, indices, data, pointers[-1] - pointers[0], totals[first:last], flags[first:last], gene_map, used,
+            cap, rising, target_sum, at, genes, values, starts,
+        )  # fmt: skip
+        _project_sparse(tiles, bias, genes, values, starts, out[first:last])
 
 
 @jit
@@ -218,28 +240,52 @@ class EncodedRows(NamedTuple):
     flags: NDArray[np.uint8]
 
 
-def checked_gene_map(gene_map: Any, n_genes: int) -> NDArray[np.int32]:
-    """`gene_map` as a contiguous int32 array.
+@dataclass(frozen=True, eq=False)
+class GeneMap:
+    """Which gene of a hasher each column of a file is, checked and ready for `encode_rows`.
 
-    Raises
-    ------
-    TypeError
-        It is not of integers.
-    ValueError
-        An entry is not below `n_genes`, or two columns map to one gene.
+    Attributes
+    ----------
+    genes : (n_file_genes,) int32
+        -1 for columns that are none.
+    used : (ceil(n_file_genes / 64),) uint64
+        Bit ``c % 64`` of word ``c // 64`` says whether column c is one.
+    rising : bool
+        Whether the hasher's genes come in the order of the columns.
     """
-    gene_map = np.asarray(gene_map)
-    if gene_map.ndim != 1:
-        raise ValueError(f"gene_map has {gene_map.ndim} dimensions, expected 1")
-    if gene_map.dtype.kind not in "iu":
-        raise TypeError(f"gene_map has dtype {gene_map.dtype}, expected an integer dtype")
-    used = gene_map[gene_map >= 0]
-    if len(used) and int(used.max()) >= n_genes:
-        raise ValueError(f"gene_map maps to gene {int(used.max())}, expected genes below {n_genes}")
-    if len(used) and int(np.bincount(used.astype(np.int64)).max()) > 1:
-        gene = int(np.bincount(used.astype(np.int64)).argmax())
-        raise ValueError(f"gene_map maps more than one column to gene {gene}, expected at most one")
-    return np.ascontiguousarray(gene_map, dtype=np.int32)
+
+    genes: NDArray[np.int32]
+    used: NDArray[np.uint64]
+    rising: bool
+
+    @classmethod
+    def of(cls, gene_map: Any, n_genes: int) -> GeneMap:
+        """From (n_file_genes,) integers, of which those below 0 say that a column is none of the `n_genes`.
+
+        Raises
+        ------
+        TypeError
+            They are not integers.
+        ValueError
+            An entry is not below `n_genes`, or two columns map to one gene.
+        """
+        gene_map = np.asarray(gene_map)
+        if gene_map.ndim != 1:
+            raise ValueError(f"gene_map has {gene_map.ndim} dimensions, expected 1")
+        if gene_map.dtype.kind not in "iu":
+            raise TypeError(f"gene_map has dtype {gene_map.dtype}, expected an integer dtype")
+        used = gene_map >= 0
+        picked = gene_map[used]
+        if len(picked) and int(picked.max()) >= n_genes:
+            raise ValueError(f"gene_map maps to gene {int(picked.max())}, expected genes below {n_genes}")
+        columns = np.bincount(picked.astype(np.int64), minlength=1)
+        if int(columns.max()) > 1:
+            gene = int(columns.argmax())
+            raise ValueError(f"gene_map maps more than one column to gene {gene}, expected at most one")
+        bits = np.zeros(-(-max(len(gene_map), 1) // 64) * 8, np.uint8)
+        bits[: -(-len(gene_map) // 8)] = np.packbits(used, bitorder="little")
+        rising = bool(np.all(picked[1:] > picked[:-1]))
+        return cls(np.array(gene_map, dtype=np.int32), bits.view(np.uint64), rising)
 
 
 def encode_rows(
@@ -261,8 +307,8 @@ def encode_rows(
         Columns of the file.
     data : (nnz,) integer or float
         Counts. All of a row enter its sum, whether their genes are used or not.
-    gene_map : (n_file_genes,) integer
-        The hasher's gene that each column of the file is, or -1.
+    gene_map : GeneMap, or (n_file_genes,) integer
+        The hasher's gene that each column of the file is, or -1. A `GeneMap` has been checked already.
     weights : EncoderWeights
     n_threads : int
         Threads that share the rows; the result is the same for any number.
@@ -277,11 +323,7 @@ def encode_rows(
         Arrays of the wrong kind or shape. Rows with bad values do not raise: see `EncodedRows.flags`.
     """
     indptr, indices, data = csr_arrays(indptr, indices, data)
-    gene_map = checked_gene_map(gene_map, weights.n_genes)
-    used = gene_map >= 0
-    rising = bool(np.all(np.diff(gene_map[used]) > 0))
-    used_bits = np.zeros(-(-max(len(gene_map), 1) // 64) * 8, np.uint8)
-    used_bits[: -(-len(gene_map) // 8)] = np.packbits(used, bitorder="little")
+    genes = gene_map if isinstance(gene_map, GeneMap) else GeneMap.of(gene_map, weights.n_genes)
     n_rows = len(indptr) - 1
     result = EncodedRows(
         np.empty((n_rows, weights.n_words), np.uint64),
@@ -289,23 +331,13 @@ def encode_rows(
         np.empty(n_rows, np.float64),
         np.empty(n_rows, np.uint8),
     )
-    capped = bool(np.isfinite(weights.cap).any())
 
     def work(start: int, stop: int) -> None:
         scratch = _scratch_of(weights)
         for first in range(start, stop, BLOCK_ROWS):
-            last = min(first + BLOCK_ROWS, stop)
-            at, end = indptr[first], indptr[last]
-            rows = (indptr[first : last + 1] - at, indices[at:end], data[at:end])
-            block = slice(first, last)
+            block = slice(first, min(first + BLOCK_ROWS, stop))
             out = EncodedRows(result.codes[block], result.embedding[block], result.totals[block], result.flags[block])
-            out.totals[:], out.flags[:] = check_arrays(*rows, len(gene_map))
-            genes, values, starts = scratch.entries(len(rows[1]), last - first)
-            select_rows(
-                *rows, out.totals, out.flags, gene_map, used_bits.view(np.uint64), weights.cap, capped, rising,
-                weights.target_sum, genes, values, starts,
-            )  # fmt: skip
-            _project(genes, values, starts, weights, scratch, out)
+            _encode_block(indptr[first : block.stop + 1], indices, data, genes, weights, scratch, out)
 
     share_rows(work, n_rows, n_threads)
     return result
@@ -338,23 +370,31 @@ def _scratch_of(weights: EncoderWeights) -> _Scratch:
     return scratch
 
 
-def _project(
-    genes: NDArray[np.int32],
-    values: NDArray[np.float32],
-    starts: NDArray[np.int64],
+def _encode_block(
+    indptr: NDArray[np.int64],
+    indices: NDArray[Any],
+    data: NDArray[Any],
+    genes: GeneMap,
     weights: EncoderWeights,
     scratch: _Scratch,
     out: EncodedRows,
 ) -> None:
-    """Layers, signs and packing of the selected values of a block."""
+    """Checks, layers, signs and packing of a block of rows."""
     *layers, head = weights.prepared
+    n_rows = len(out.flags)
+    picked, values, starts = scratch.entries(int(indptr[-1] - indptr[0]), n_rows)
     inputs = np.empty(0, np.float32)
     for i, (layer, activation) in enumerate(zip(layers, weights.activations, strict=True)):
-        outputs = scratch.outputs[i][: len(out.flags)]
+        outputs = scratch.outputs[i][:n_rows]
         if i == len(layers) - 1 and outputs.shape == out.embedding.shape:
             outputs = out.embedding  # whole tiles: no copy
         if i == 0:
-            _project_sparse(layer.weights, layer.bias, genes, values, starts, outputs)
+            rows = CACHED_ROWS if len(layer.weights) == 1 else BLOCK_ROWS
+            _first_layer(
+                indptr, indices, data, data.dtype.kind == "u", genes.genes, genes.used, weights.cap, genes.rising,
+                weights.target_sum, layer.weights, layer.bias, rows, picked, values, starts, out.totals, out.flags,
+                outputs,
+            )  # fmt: skip
         else:
             _project_dense(layer.weights, layer.bias, layer.everything, inputs, outputs)
         in_place = _IN_PLACE[activation]
@@ -364,7 +404,7 @@ def _project(
     if inputs is not out.embedding:
         out.embedding[:] = inputs[:, : weights.n_dims]
     if not weights.bits_are_signs:
-        outputs = scratch.outputs[-1][: len(out.flags)]
+        outputs = scratch.outputs[-1][:n_rows]
         _project_dense(head.weights, head.bias, head.everything, inputs, outputs)
     pack_rows(outputs, weights.n_bits, out.codes)
     _clear_rows(out.flags, RowFlag.NEGATIVE.value, out.embedding, out.codes)

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import csr_arrays
-from hashstream.kernels._intrinsics import trailing_zeros
+from hashstream.kernels._intrinsics import prefetch, trailing_zeros
 from hashstream.kernels._jit import jit
 from hashstream.kernels._log1p import log1p_
 
 TABLE = 16  # counts below this are looked up in a table that is made once a cell
+_LINE = 64  # bytes of a cache line
 EXACT_TOTAL = 9007199254740992.0  # 2**53: up to here a sum of integers does not depend on its order
 
 
@@ -91,7 +92,7 @@ def _in_range(indices, start, stop, n_genes):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _check_rows(indptr, indices, data, unsigned, n_genes, totals, flags):  # type: ignore[no-untyped-def]
+def check_into(indptr, indices, data, unsigned, n_genes, totals, flags):  # type: ignore[no-untyped-def]
     """`totals` and `flags` of the rows; the total of a row that cannot be encoded is 0."""
     for row in range(len(totals)):
         start = indptr[row]
@@ -129,7 +130,7 @@ def check_arrays(
     """Totals and flags of rows whose arrays `csr_arrays` has seen."""
     n_rows = len(indptr) - 1
     totals, flags = np.empty(n_rows, np.float64), np.empty(n_rows, np.uint8)
-    _check_rows(indptr, indices, data, data.dtype.kind == "u", n_genes, totals, flags)
+    check_into(indptr, indices, data, data.dtype.kind == "u", n_genes, totals, flags)
     return totals, flags
 
 
@@ -168,12 +169,6 @@ def _fill_table(scale, table):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _fill_large(n, values):  # type: ignore[no-untyped-def]
-    for i in range(n):
-        values[i] = log1p_(values[i])
-
-
-@jit
 def _compact(indices, used, at):  # type: ignore[no-untyped-def]
     """Positions of the entries whose column is used; `at` needs a place more. Gives their number.
 
@@ -189,21 +184,40 @@ def _compact(indices, used, at):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _look_up(indices, data, at, n, gene_map, table, scale, genes, values, large_at, large):  # type: ignore[no-untyped-def]
-    """Genes and values of the entries `at`, except those of large counts, which go to `large` with their places."""
-    m = np.uint64(0)
-    n_large = np.uint64(0)
+def _look_up(indices, data, at, n, gene_map, cap, table, genes, values):  # type: ignore[no-untyped-def]
+    """Genes and values of the entries `at`, as if no count were above the table, and the least and the largest count.
+
+    Without branches: in most rows that is all there is to do.
+    """
+    least, most = TABLE, 0
     for i in range(n):
         k = np.uint64(at[i])
-        count = data[k]
-        small = np.uint64(min(int(count), TABLE - 1))
-        genes[m] = gene_map[np.uint64(indices[k])]
-        values[m] = table[small]
-        large_at[n_large] = m
-        large[n_large] = np.float64(count) * scale
-        n_large += np.uint64(count >= TABLE)
-        m += np.uint64(count > 0)
-    return m, n_large
+        count = int(data[k])
+        gene = gene_map[np.uint64(indices[k])]
+        genes[i] = gene
+        values[i] = min(table[np.uint64(min(count, TABLE - 1))], cap[np.uint64(gene)])
+        least, most = min(least, count), max(most, count)
+    return least, most
+
+
+@jit
+def _set_large(data, at, n, cap, scale, genes, values):  # type: ignore[no-untyped-def]
+    """The values of counts that are not in the table."""
+    for i in range(n):
+        count = data[at[i]]
+        if count >= TABLE:
+            values[i] = min(np.float32(log1p_(np.float64(count) * scale)), cap[genes[i]])
+
+
+@jit
+def _drop_zeros(data, at, n, genes, values):  # type: ignore[no-untyped-def]
+    """Closes the gaps of entries with a count of 0, and gives the number of the others."""
+    m = 0
+    for i in range(n):
+        if data[at[i]] > 0:
+            genes[m], values[m] = genes[i], values[i]
+            m += 1
+    return m
 
 
 @jit
@@ -226,47 +240,50 @@ def _sort_row(genes, values, dense, present):  # type: ignore[no-untyped-def]
 
 
 @jit
+def longest_row(indptr):  # type: ignore[no-untyped-def]
+    longest = np.int64(0)
+    for row in range(len(indptr) - 1):
+        longest = max(longest, indptr[row + 1] - indptr[row])
+    return longest
+
+
+@jit
 def select_rows(  # type: ignore[no-untyped-def]
-    indptr, indices, data, totals, flags, gene_map, used, cap, capped, rising, target_sum, genes, values, starts
+    indptr, indices, data, ahead, totals, flags, gene_map, used, cap, rising, target_sum, at, genes, values, starts
 ):
     """Log-normalised values of the chosen genes, row after row.
 
     Row r gets ``values[starts[r]:starts[r + 1]]`` of the hasher's `genes`, in ascending order of the gene. Bit ``c %
-    64`` of ``used[c // 64]`` says whether column c is mapped. `genes` and `values` need a place more than all selected
-    values. Stored zeros are dropped, as if they were not stored.
+    64`` of ``used[c // 64]`` says whether column c is mapped. `at` needs a place more than the longest row, `genes` and
+    `values` one more than all selected values. Stored zeros are dropped, as if they were not stored. Meanwhile what is
+    stored `ahead` of the rows is brought nearer.
     """
     n_genes = len(cap)
-    longest = 0
-    for row in range(len(totals)):
-        longest = max(longest, indptr[row + 1] - indptr[row])
-    at = np.empty(longest + 1, np.int32)
     table = np.zeros(TABLE, np.float32)
-    large_at = np.empty(n_genes + 1, np.int64)
-    large = np.empty(n_genes + 1, np.float64)
     dense = np.empty(0 if rising else n_genes, np.float32)
     present = np.zeros(0 if rising else (n_genes + 63) // 64, np.uint64)
     first = np.int64(0)
     starts[0] = 0
     for row in range(len(totals)):
+        for k in range(indptr[row] + ahead, indptr[row + 1] + ahead, _LINE // indices.itemsize):
+            prefetch(indices, k)
+        for k in range(indptr[row] + ahead, indptr[row + 1] + ahead, _LINE // data.itemsize):
+            prefetch(data, k)
         if flags[row] == 0:
             scale = target_sum / totals[row]
             _fill_table(scale, table)
             columns = indices[indptr[row] : indptr[row + 1]]
             counts = data[indptr[row] : indptr[row + 1]]
-            n = _compact(columns, used, at)
+            m = np.int64(_compact(columns, used, at))
             row_genes, row_values = genes[first:], values[first:]
-            m, n_large = _look_up(
-                columns, counts, at, n, gene_map, table, scale, row_genes, row_values, large_at, large
-            )
-            _fill_large(n_large, large)
-            for i in range(n_large):
-                row_values[large_at[i]] = np.float32(large[i])
-            if capped:
-                for k in range(m):
-                    row_values[k] = min(row_values[k], cap[row_genes[k]])
+            least, most = _look_up(columns, counts, at, m, gene_map, cap, table, row_genes, row_values)
+            if most >= TABLE:
+                _set_large(counts, at, m, cap, scale, row_genes, row_values)
+            if least == 0:
+                m = _drop_zeros(counts, at, m, row_genes, row_values)
             if not rising:
                 _sort_row(row_genes[:m], row_values[:m], dense, present)
-            first += np.int64(m)
+            first += m
         starts[row + 1] = first
 
 

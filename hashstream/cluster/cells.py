@@ -5,6 +5,9 @@ well the buckets were put together. The rest of the code tells these cells apart
 often each bit is set in each cluster makes a mixture of independent bits, and every cell goes to its most probable
 component: one step of expectation and maximisation (Bishop, "Pattern Recognition and Machine Learning", 2006, section
 9.3.3). Further steps change little.
+
+Clusters of landmarks were found in their embedding instead, so that there is something to learn: how the bits of a cell
+tell its cluster (`BitProfiles.learned`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from hashstream.kernels.anchors import AnchorScores, AnchorTables, anchor_scores
 
 _MOST_INT16 = 32_000
 _LOG_RANGE = 5.0
+#: Of the logistic regression: weight of the penalty on half the squares against the log-loss of all cells, most steps.
+_RIDGE, _STEPS = 100.0, 100
 
 
 @dataclass(frozen=True)
@@ -49,25 +54,29 @@ class BitProfiles:
             Some cells, and the cluster of their bucket. Bits depend on each other, so the probabilities are softened
             until they agree best with these labels.
         """
-        n_clusters, n_bits = set_bits.shape
+        n_bits = set_bits.shape[1]
         share = (set_bits + 1.0) / (sizes[:, None] + 2.0)
         weight = np.log(share / (1 - share)) / 2
         offset = np.log(share * (1 - share)).sum(axis=1) / 2 + np.log(sizes)
-        # In whole numbers, whose sums do not depend on their order.
-        unit = max(float(np.abs(weight).max()), 1e-9) / _MOST_INT16
-        read_out, shift = np.rint(weight / unit).astype(np.int16), np.rint(offset / unit).astype(np.int32)
         signs = 2.0 * unpack_bits(codes, n_bits) - 1.0
-        odds = unit * (signs @ read_out.T.astype(np.float64) + shift)
-        return cls(
-            AnchorTables.of(
-                read_out,
-                shift,
-                unit * _temperature(odds, labels),
-                np.zeros((n_clusters, codes.shape[1]), np.uint64),
-                np.zeros((n_clusters, 0), np.int16),
-                np.zeros(0, np.int16),
-            )
-        )
+        factor = _temperature(signs @ weight.T + offset, labels)
+        return cls(_tables(factor * weight, factor * offset, codes.shape[1]))
+
+    @classmethod
+    def learned(cls, codes: NDArray[np.uint64], labels: NDArray[np.int32], n_bits: int) -> BitProfiles:
+        """Profiles by logistic regression, for clusters that the cells got by more than their codes.
+
+        Unlike counts it knows that bits depend on each other.
+
+        Parameters
+        ----------
+        codes, labels : (n, n_words) uint64, (n,) int32
+            Some cells and their clusters: 0 to n_clusters - 1, each used; two clusters at least.
+        """
+        n_clusters = int(labels.max()) + 1
+        signs = 2.0 * unpack_bits(codes, n_bits).astype(np.float32) - 1.0
+        weight, offset = _logistic_regression(signs, labels, n_clusters)
+        return cls(_tables(weight, offset, codes.shape[1]))
 
     def scores(self, codes: NDArray[np.uint64], *, n_threads: int = 1) -> AnchorScores:
         """The three most probable clusters of each code, fewer where there are fewer; see `anchor_scores`."""
@@ -87,12 +96,54 @@ class BitProfiles:
         return found.top[:, 0].copy(), first / (first + second)
 
 
+def _tables(weight: NDArray[np.float64], offset: NDArray[np.float64], n_words: int) -> AnchorTables:
+    """The kernel's tables of log-odds ``weight @ signs + offset``: (n_clusters, n_bits), (n_clusters,)."""
+    # In whole numbers, whose sums do not depend on their order.
+    unit = max(float(np.abs(weight).max()), 1e-9) / _MOST_INT16
+    return AnchorTables.of(
+        np.rint(weight / unit).astype(np.int16),
+        np.rint(offset / unit).astype(np.int32),
+        unit,
+        np.zeros((len(weight), n_words), np.uint64),
+        np.zeros((len(weight), 0), np.int16),
+        np.zeros(0, np.int16),
+    )
+
+
 def count_set_bits(
     codes: NDArray[np.uint64], labels: NDArray[np.int32], n_clusters: int, n_bits: int
 ) -> NDArray[np.int64]:
     """Cells of each cluster that have each bit set: (n_clusters, n_bits) int64."""
     bits = unpack_bits(codes, n_bits).astype(bool)
     return np.stack([np.bincount(labels[column], minlength=n_clusters) for column in bits.T], axis=1)
+
+
+def _logistic_regression(
+    signs: NDArray[np.float32], labels: NDArray[np.int32], n_clusters: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights (n_clusters, n_bits) and offsets (n_clusters,) of the multinomial model, with a ridge penalty.
+
+    By scipy's optimiser, as scikit-learn does it: importing that would take longer than all else here.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    n, n_bits = signs.shape
+    rows = np.arange(n)
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weight, offset = parameters[: n_bits * n_clusters].reshape(n_bits, n_clusters), parameters[-n_clusters:]
+        log_share = log_softmax(signs @ weight.astype(np.float32) + offset.astype(np.float32), axis=1)
+        excess = np.exp(log_share)
+        excess[rows, labels] -= 1.0
+        value = _RIDGE / 2 * (weight * weight).sum() - log_share[rows, labels].sum(dtype=np.float64)
+        slope = (signs.T @ excess).astype(np.float64) + _RIDGE * weight
+        return value / n, np.concatenate([slope.ravel(), excess.sum(axis=0, dtype=np.float64)]) / n
+
+    found = minimize(
+        loss, np.zeros((n_bits + 1) * n_clusters), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}
+    )
+    return found.x[: n_bits * n_clusters].reshape(n_bits, n_clusters).T, found.x[-n_clusters:]
 
 
 def _temperature(odds: NDArray[np.float64], labels: NDArray[np.int32]) -> float:

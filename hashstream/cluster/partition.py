@@ -14,14 +14,13 @@ from hashstream.cluster.kmeans import weighted_kmeans
 from hashstream.cluster.leiden import leiden_clusters, leiden_with_n_clusters, token_graph
 from hashstream.cluster.neighbours import token_neighbours
 from hashstream.cluster.number import choose_n_clusters, graph_neighbours
+from hashstream.cluster.scale import scaled
 from hashstream.cluster.transformer import TransformerSettings, learn_tokens, transformer_clusters
 from hashstream.cluster.ward import cut_tree, ward_clusters
 from hashstream.errors import SettingsError
 from hashstream.kernels import ward_linkage
 
 METHODS = ("ward", "kmeans", "leiden", "transformer")
-#: Components are divided by their deviation to this power: between PCA as it is (0) and whitened (1).
-DEVIATION_POWER = 0.5
 #: Components that clustering looks at.
 N_DIMS = 50
 #: Buckets are clustered at the longest prefix that leaves 3 cells to a bucket on average and gives at most 16,384 of
@@ -121,7 +120,7 @@ def cluster_tokens(
 
         integrated = integrate(means, coarse.counts, coarse.batches, names=batch_names, seed=seed)
         means, warnings = integrated.points, integrated.warnings
-    points = _scaled(means, coarse.counts)
+    points = scaled(means, coarse.counts)
     wanted = _Wanted(n_clusters, resolution, seed, n_threads)
     if coarse.n_tokens == 1:
         labels, chosen_by = np.zeros(1, dtype=np.int32), "there is one bucket"
@@ -162,19 +161,8 @@ def clustering_prefix(tokens: Tokens, *, at_least: int = 1, most: int | None = N
 
 
 def scaled_points(tokens: Tokens) -> NDArray[np.float32]:
-    """Token means with each component divided by the square root of its count-weighted deviation.
-
-    Leading components otherwise drown the later ones, in which rare types differ.
-    """
-    return _scaled(tokens.means[:, :N_DIMS], tokens.counts)
-
-
-def _scaled(means: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.float32]:
-    weights = counts / counts.sum()
-    wide = means.astype(np.float64)
-    centred = wide - weights @ wide
-    deviation = np.sqrt(weights @ (centred * centred))
-    return (centred / np.maximum(deviation, 1e-12) ** DEVIATION_POWER).astype(np.float32)
+    """Token means in the space that clusters are looked for in."""
+    return scaled(tokens.means[:, :N_DIMS], tokens.counts)
 
 
 @dataclass(frozen=True)

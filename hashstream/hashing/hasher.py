@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from hashstream.errors import InputError
 from hashstream.hashing.genes import DEFAULT_MIN_OVERLAP, GeneMatch, match_genes
-from hashstream.kernels import EncoderWeights
+from hashstream.kernels import EncoderWeights, GeneMap
 
 FORMAT_VERSION = 1
 _TENSORS = "hasher.safetensors"
@@ -200,3 +201,8 @@ class BoundHasher:
 
     match: GeneMatch
     weights: EncoderWeights
+
+    @cached_property
+    def genes(self) -> GeneMap:
+        """The gene map as the kernel reads it."""
+        return GeneMap.of(self.match.gene_map, self.weights.n_genes)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hashstream.buckets import Tokens
+from hashstream.buckets import N_LANDMARKS, Landmarks, Tokens
 from hashstream.errors import InputError
 from hashstream.runtime import schema
 from hashstream.runtime.files import partial_path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CODES = "codes.zarr"
 BUCKETS = "buckets.parquet"
 CELLS = "cells.parquet"
+LANDMARKS = "landmarks.parquet"
 HASHER = "hasher"
 CODE_CHUNK_ROWS = 1 << 16
 BATCH_ROWS = 1 << 18
@@ -65,7 +66,7 @@ class Run:
         return run
 
     def _check(self) -> None:
-        for name in (CODES, BUCKETS, CELLS, HASHER):
+        for name in (CODES, BUCKETS, CELLS, LANDMARKS, HASHER):
             if not (self.path / name).exists():
                 raise InputError(f"{self.path}: the run has no {name}; it is damaged. Encode again.")
         cells = self._parquet(CELLS)
@@ -73,7 +74,11 @@ class Run:
         buckets = self._parquet(BUCKETS)
         expected = schema.bucket_columns(self.n_words, self.meta["n_dims"])
         schema.check_columns(buckets.schema_arrow, expected, where=f"{self.path / BUCKETS}")
+        landmarks = self._parquet(LANDMARKS)
+        expected = schema.landmark_columns(self.meta["n_dims"])
+        schema.check_columns(landmarks.schema_arrow, expected, where=f"{self.path / LANDMARKS}")
         for name, found, wanted in (
+            (LANDMARKS, landmarks.metadata.num_rows, min(self.n_cells, N_LANDMARKS)),
             (CELLS, cells.metadata.num_rows, self.n_cells),
             (BUCKETS, buckets.metadata.num_rows, self.n_buckets),
             (CODES, self._codes().shape[0], self.n_cells),
@@ -160,6 +165,11 @@ class Run:
     def tokens(self) -> Tokens:
         """The run's bucket tokens."""
         return read_tokens(self._read(BUCKETS, list(TOKEN_COLUMNS)), bucket_bits=self.bucket_bits)
+
+    def landmarks(self) -> Landmarks:
+        """The cells of which the run keeps the embedding."""
+        table = self._read(LANDMARKS, [column.name for column in schema.landmark_columns(self.meta["n_dims"])])
+        return Landmarks(table["row"].to_numpy(), _matrix(table["embedding"], np.dtype(np.float32)))
 
     def cell_columns(self) -> list[str]:
         return list(self._parquet(CELLS).schema_arrow.names)
@@ -260,7 +270,7 @@ class Run:
         start = 0
         try:
             with (
-                pq.ParquetWriter(aside, schema.arrow_schema(columns), **PARQUET_OPTIONS) as writer,
+                cell_writer(aside, columns) as writer,
                 ThreadPoolExecutor(1) as pool,
             ):
                 written = pool.submit(lambda: None)
@@ -305,6 +315,18 @@ class Run:
 
 
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+
+
+def cell_writer(path: Path, columns: tuple[schema.Column, ...]) -> pq.ParquetWriter:
+    """A writer of ``cells.parquet``.
+
+    Row numbers are written as differences. A list of distinct values is made of names only: of numbers that rarely
+    repeat it would take longer than all else, and more room.
+    """
+    arrow = schema.arrow_schema(columns)
+    names = [field.name for field in arrow if pa.types.is_dictionary(field.type)]
+    differences = {schema.ROW.name: "DELTA_BINARY_PACKED"}
+    return pq.ParquetWriter(path, arrow, use_dictionary=names, column_encoding=differences, **PARQUET_OPTIONS)
 
 
 TOKEN_COLUMNS = ("code", "count", "embedding_sum", "half_count", "half_sum")
@@ -362,6 +384,17 @@ def write_tokens(path: Path, tokens: Tokens, sums: NDArray[np.int64]) -> None:
     """Write ``buckets.parquet`` from tokens with halves and their exact sums (n_tokens, 2, n_dims)."""
     columns = schema.bucket_columns(tokens.codes.shape[1], tokens.means.shape[1])
     write_blocks(path, tokens.n_tokens, lambda part: token_arrays(tokens, sums, part), schema.arrow_schema(columns))
+
+
+def write_landmarks(path: Path, landmarks: Landmarks) -> None:
+    """Write ``landmarks.parquet``."""
+    row, embedding = schema.landmark_columns(landmarks.embedding.shape[1])
+
+    def arrays(part: slice) -> dict[str, pa.Array]:
+        values = list_array(landmarks.embedding[part], embedding.type)
+        return {row.name: pa.array(landmarks.rows[part]), embedding.name: values}
+
+    write_blocks(path, len(landmarks.rows), arrays, schema.arrow_schema((row, embedding)))
 
 
 def write_blocks(

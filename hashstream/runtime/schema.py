@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from hashstream.errors import InputError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ def batch_columns(n_words: int, n_dims: int) -> tuple[Column, ...]:
     """Columns of ``batches-*.parquet``: one row a bucket and batch, sorted by code and batch."""
     _, code, *others = bucket_columns(n_words, n_dims)
     return (code, Column("batch", pa.int32(), "number of the batch among the sorted values of obs"), *others)
+
+
+def landmark_columns(n_dims: int) -> tuple[Column, ...]:
+    """Columns of ``landmarks.parquet``: one row a drawn cell, in the order of the atlas."""
+    return (ROW, Column("embedding", pa.list_(pa.float32(), n_dims), "embedding of the cell"))
 
 
 ROW = Column("row", pa.int64(), "row of the cell in the atlas")

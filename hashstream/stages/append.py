@@ -25,7 +25,7 @@ from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.memory import trim
 from hashstream.runtime.provenance import Timings
 from hashstream.runtime.record import META
-from hashstream.runtime.run import BUCKETS, CELLS, CODES, HASHER, Run
+from hashstream.runtime.run import BUCKETS, CELLS, CODES, HASHER, LANDMARKS, Run
 from hashstream.runtime.run_lock import hold_run
 from hashstream.runtime.schema import REQUIRED_CELL_COLUMNS
 from hashstream.stages.distribute import ClusterSettings, require_distributed
@@ -121,7 +121,7 @@ def append(
         job = EncodeJob(atlas, own, bind(own, atlas, settings, progress), settings, chunk_bytes, old.n_cells)
         plan = _plan(old, job, fingerprints)
         with work.lock(), keeping(work, target, drop=not joining):
-            work.prepare(plan, own, join=joining, fill=lambda folder: _fill(folder, old))
+            work.prepare(plan, own, join=joining, fill=lambda folder: _fill(folder, old, job.landmarks))
             with timings.measure("stream"):
                 workers, _ = run_partitions(
                     job,
@@ -211,11 +211,12 @@ def _plan(old: Run, job: EncodeJob, fingerprints: list[str]) -> dict[str, Any]:
     }
 
 
-def _fill(folder: WorkDir, old: Run) -> None:
+def _fill(folder: WorkDir, old: Run, landmarks: NDArray[np.int64]) -> None:
     """Put what the run has into the folder of the new one: shards of codes, and the bucket table as one more part.
 
     Shards are replaced whole, never written into, so that they can be shared with the old run. The last one may hold
-    fewer rows than a partition; it is replaced when the partition is done.
+    fewer rows than a partition; it is replaced when the partition is done. Of the landmarks those go on that are drawn
+    from the larger run, too.
     """
     rows = old.meta["plan"]["partition_rows"]
     for number in range(-(-old.n_cells // rows)):
@@ -228,6 +229,8 @@ def _fill(folder: WorkDir, old: Run) -> None:
             except OSError:  # not all file systems have hard links
                 shutil.copyfile(source, shard)
     arrays = _bucket_arrays(old)
+    known = old.landmarks()
+    arrays["landmarks"] = known.embedding[np.isin(known.rows, landmarks)]
     folder.save_before(arrays, bucket_bits=old.bucket_bits, n_empty=int(old.meta["n_empty_cells"]))
     del arrays
     pa.default_memory_pool().release_unused()
@@ -264,4 +267,5 @@ def _bucket_arrays(run: Run) -> dict[str, NDArray[Any]]:
 def _stale(old: Run) -> list[str]:
     """Columns of cells and files that stages have added."""
     columns = [name for name in old.cell_columns() if name not in {c.name for c in REQUIRED_CELL_COLUMNS}]
-    return columns + sorted({path.name for path in old.path.iterdir()} - {CODES, BUCKETS, CELLS, HASHER, META})
+    own = {CODES, BUCKETS, CELLS, LANDMARKS, HASHER, META}
+    return columns + sorted({path.name for path in old.path.iterdir()} - own)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from hashstream.cluster import UNSURE
 from hashstream.cluster.cells import BitProfiles, count_set_bits
-from hashstream.cluster.landmarks import Drawn, landmark_communities, smooth_codes
+from hashstream.cluster.landmarks import landmark_communities, smoothed
 from hashstream.errors import SettingsError
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run, categories
 
 _SAMPLED = 20_000
+_SLOW = ("igraph", "scipy.optimize", "scipy.special")
 
 
 @dataclass(frozen=True)
@@ -78,25 +79,24 @@ class CellClusters:
         SettingsError
             There are fewer landmarks than clusters asked for.
         """
-        drawn = Drawn.of(run.n_cells, seed=seed)
-        if n_clusters is not None and n_clusters > len(drawn.landmarks):
-            raise SettingsError(f"{n_clusters} clusters asked for, but there are {len(drawn.landmarks)} landmarks.")
-        # What is slow to import is imported while codes are read and compared.
-        importing = Thread(target=lambda: [import_module(name) for name in ("igraph", "scipy.optimize")], daemon=True)
+        rows, embedding = run.landmarks()
+        if n_clusters is not None and n_clusters > len(rows):
+            raise SettingsError(f"{n_clusters} clusters asked for, but there are {len(rows)} landmarks.")
+        # What is slow to import is imported while landmarks are compared.
+        importing = Thread(target=lambda: [import_module(name) for name in _SLOW], daemon=True)
         importing.start()
-        edges = range(0, run.n_cells, CODE_CHUNK_ROWS)
-        pool = np.concatenate([_picked(run, drawn.pool, start, start + CODE_CHUNK_ROWS) for start in edges])
-        codes = pool[drawn.landmarks]
-        points = smooth_codes(codes, pool, run.n_bits, n_threads=n_threads)
+        points = smoothed(embedding, n_threads=n_threads)
         labels, chosen_by = landmark_communities(
             points, resolution=resolution, n_clusters=n_clusters, seed=seed, n_threads=n_threads
         )
         n = int(labels.max()) + 1
         if n == 1:
-            return None, chosen_by, len(codes)
-        set_bits, sizes = count_set_bits(codes, labels, n, run.n_bits), np.bincount(labels, minlength=n)
-        profiles = BitProfiles.of(set_bits, sizes, codes, labels)
-        return cls._counted(run, profiles, n, None, n_threads), chosen_by, len(codes)
+            return None, chosen_by, len(rows)
+        edges = range(0, run.n_cells, CODE_CHUNK_ROWS)
+        codes = np.concatenate([_picked(run, rows, start, start + CODE_CHUNK_ROWS) for start in edges])
+        importing.join()
+        profiles = BitProfiles.learned(codes, labels, run.n_bits)
+        return cls._counted(run, profiles, n, None, n_threads), chosen_by, len(rows)
 
     @classmethod
     def _counted(

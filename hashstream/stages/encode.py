@@ -33,7 +33,7 @@ from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes_of, project_encode
 from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
 from hashstream.stages.fit import fit_hasher
-from hashstream.stages.workdir import WorkDir
+from hashstream.stages.workdir import Part, WorkDir
 
 
 def encode(
@@ -274,7 +274,7 @@ def run_partitions(
     *,
     layer: str | None,
     fingerprints: list[str],
-) -> tuple[dict[str, Any] | None, list[tuple[BucketTable, int]]]:
+) -> tuple[dict[str, Any] | None, list[Part]]:
     """Do some partitions, here or on a cluster: what the record says of its workers, and what `finish` may use."""
     if not cluster:
         return None, job.run(work, numbers, progress)

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hashstream.buckets import BucketIndex, BucketTable, Tokens
+from hashstream.buckets import BucketIndex, BucketTable, Landmarks, Tokens, landmark_rows
 from hashstream.errors import InputError, PartialRunError
 from hashstream.hashing import Hasher
 from hashstream.runtime import schema
@@ -25,9 +24,19 @@ from hashstream.runtime.files import remove
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.provenance import Timings, peak_rss_bytes, versions
 from hashstream.runtime.record import write_record
-from hashstream.runtime.run import BATCH_ROWS, BUCKETS, CELLS, HASHER, PARQUET_OPTIONS, Run, write_tokens
+from hashstream.runtime.run import (
+    BATCH_ROWS,
+    BUCKETS,
+    CELLS,
+    HASHER,
+    LANDMARKS,
+    Run,
+    cell_writer,
+    write_landmarks,
+    write_tokens,
+)
 from hashstream.stages.encode_plan import EncodeSettings
-from hashstream.stages.workdir import LOCK, WorkDir, partitions
+from hashstream.stages.workdir import LOCK, Part, WorkDir, partitions
 
 
 def finish(
@@ -41,7 +50,7 @@ def finish(
     seed: int | None,
     argv: Sequence[str],
     workers: Mapping[str, Any] | None = None,
-    held: list[tuple[BucketTable, int]] | None = None,
+    held: list[Part] | None = None,
 ) -> Run:
     """Merge the parts, write buckets, cells and record, and give the run its name.
 
@@ -54,7 +63,7 @@ def finish(
     workers
         For the record too: the processes of a cluster that did the partitions.
     held
-        The table of the only part and its empty cells, where this process made it. Taken out of the list.
+        The only part, where this process made it. Taken out of the list.
 
     Raises
     ------
@@ -72,9 +81,11 @@ def finish(
         )
     hasher = Hasher.load(work.path / HASHER)
     with timings.measure("finalize"):
-        table, n_empty = held.pop() if held else _merged(work, plan, hasher)
-        tokens, sums = table.tokens(half_means=False)
-        del table  # as large as what is written next
+        part = held.pop() if held else _merged(work, plan, hasher)
+        n_empty = part.n_empty
+        _write_landmarks(work, plan["n_cells"], part.landmarks)
+        tokens, sums = part.table.tokens(half_means=False)
+        del part  # as large as what is written next
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(write_tokens, work.path / BUCKETS, tokens, sums)
             _write_cells(work, tokens)
@@ -116,8 +127,8 @@ def finish(
     return Run(target, meta)
 
 
-def _merged(work: WorkDir, plan: dict[str, Any], hasher: Hasher) -> tuple[BucketTable, int]:
-    """The table of all parts, and the number of empty cells."""
+def _merged(work: WorkDir, plan: dict[str, Any], hasher: Hasher) -> Part:
+    """All parts as one."""
     table = BucketTable(
         hasher.n_bits,
         hasher.n_dims,
@@ -125,7 +136,17 @@ def _merged(work: WorkDir, plan: dict[str, Any], hasher: Hasher) -> tuple[Bucket
         bucket_bits=plan["bucket_bits"],
         with_halves=True,
     )
-    return table, work.merge_parts(partitions(plan), table)
+    return work.merge_parts(partitions(plan), table)
+
+
+def _write_landmarks(work: WorkDir, n_cells: int, embedding: NDArray[np.float32]) -> None:
+    rows = landmark_rows(n_cells)
+    if len(rows) != len(embedding):
+        raise InputError(
+            f"{work.path}: the parts hold {len(embedding)} landmarks, expected {len(rows)}: one of them was changed or "
+            "damaged. Encode again."
+        )
+    write_landmarks(work.path / LANDMARKS, Landmarks(rows, embedding))
 
 
 def _write_cells(work: WorkDir, tokens: Tokens) -> None:
@@ -138,7 +159,7 @@ def _write_cells(work: WorkDir, tokens: Tokens) -> None:
     arrow = schema.arrow_schema(schema.REQUIRED_CELL_COLUMNS)
     n_cells = codes.shape[0]
     counts = np.zeros(tokens.n_tokens + 1, dtype=np.int64)
-    with pq.ParquetWriter(work.path / CELLS, arrow, **PARQUET_OPTIONS) as writer:
+    with cell_writer(work.path / CELLS, schema.REQUIRED_CELL_COLUMNS) as writer:
         for start in range(0, n_cells, BATCH_ROWS):
             stop = min(start + BATCH_ROWS, n_cells)
             buckets: NDArray[np.int32] = index.rows(_read_codes(work, codes, start, stop))

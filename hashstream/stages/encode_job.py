@@ -6,18 +6,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas
-from hashstream.buckets import BucketTable
+from hashstream.buckets import BucketTable, landmark_rows
 from hashstream.hashing import BoundHasher, Hasher
 from hashstream.kernels import EncodedRows, RowFlag
 from hashstream.runtime.events import ProgressListener
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.encode_stream import encoded_chunks
-from hashstream.stages.workdir import WorkDir
+from hashstream.stages.workdir import Part, WorkDir
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class EncodeJob:
         """Rows of the whole run."""
         return self.first_row + self.atlas.n_cells
 
+    @cached_property
+    def landmarks(self) -> NDArray[np.int64]:
+        """Rows of the run whose embedding is kept."""
+        return landmark_rows(self.n_rows)
+
     @property
     def numbers(self) -> range:
         """The partitions that hold rows of the atlas."""
@@ -63,22 +69,22 @@ class EncodeJob:
         """Cells in some partitions."""
         return sum(stop - start for start, stop in map(self.bounds, numbers))
 
-    def run(self, work: WorkDir, numbers: list[int], progress: ProgressListener) -> list[tuple[BucketTable, int]]:
+    def run(self, work: WorkDir, numbers: list[int], progress: ProgressListener) -> list[Part]:
         """Encode some partitions, one after the other, and keep each while the next one is encoded.
 
         Returns
         -------
-        list of (table, n_empty)
+        list of Part
             What `finish` would read from the part, if the run has only one; else empty.
         """
-        held: list[tuple[BucketTable, int]] = []
+        held: list[Part] = []
         # Of several, parts are merged from disk: a table of all would be memory that small atlases do not need.
         only = len(numbers) == len(self.numbers) == 1 and self.first_row == 0
 
-        def keep(number: int, table: BucketTable, n_empty: int, codes: NDArray[np.uint64]) -> None:
-            self._keep(work, number, table, n_empty, codes)
+        def keep(number: int, part: Part, codes: NDArray[np.uint64]) -> None:
+            self._keep(work, number, part, codes)
             if only:
-                held.append((table, n_empty))
+                held.append(part)
 
         progress.start("encode", self.count(numbers), "cells")
         try:
@@ -88,7 +94,7 @@ class EncodeJob:
                 for number in numbers:
                     done = self._count(chunks, number, progress.advance, bucket_bits)
                     # No part of the cells needs a shorter prefix than all: the next may begin with this one's.
-                    bucket_bits = done[0].bucket_bits
+                    bucket_bits = done[0].table.bucket_bits
                     if keeping is not None:
                         keeping.result()  # no more than one table waits
                     keeping = pool.submit(keep, number, *done)
@@ -104,10 +110,10 @@ class EncodeJob:
         with closing(self._chunks([number])) as chunks:
             self._keep(work, number, *self._count(chunks, number, advance, self.settings.bucket_bits))
 
-    def _keep(self, work: WorkDir, number: int, table: BucketTable, n_empty: int, codes: NDArray[np.uint64]) -> None:
+    def _keep(self, work: WorkDir, number: int, part: Part, codes: NDArray[np.uint64]) -> None:
         """Keep the codes of a partition, then its table, whose presence says that it is done."""
         work.save_codes(number, self.bounds(number)[0], codes)
-        work.save_part(number, table, n_empty)
+        work.save_part(number, part)
 
     def _chunks(self, numbers: Sequence[int]) -> Generator[tuple[int, EncodedRows]]:
         """The encoded chunks of some partitions, one after the other; rows are the atlas's."""
@@ -120,14 +126,12 @@ class EncodeJob:
         number: int,
         advance: Callable[[int], None],
         bucket_bits: int | None,
-    ) -> tuple[BucketTable, int, NDArray[np.uint64]]:
+    ) -> tuple[Part, NDArray[np.uint64]]:
         """Take the chunks of one partition.
 
         Returns
         -------
-        table : BucketTable
-        n_empty : int
-            Cells without counts.
+        part : Part
         codes : (n_cells, n_words) uint64
         """
         table = BucketTable(
@@ -140,6 +144,7 @@ class EncodeJob:
         start, stop = self.bounds(number)
         codes = np.empty((stop - start, table.n_words), dtype=np.uint64)
         n_empty = n_done = 0
+        landmarks = []
         with ThreadPoolExecutor(1, "hashstream-counter") as pool:
             counting: Future[None] | None = None
             while n_done < len(codes):
@@ -147,6 +152,8 @@ class EncodeJob:
                 n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
                 codes[n_done : n_done + len(encoded.codes)] = encoded.codes
                 n_done += len(encoded.codes)
+                drawn = np.searchsorted(self.landmarks, self.first_row + first + np.array([0, len(encoded.codes)]))
+                landmarks.append(encoded.embedding[self.landmarks[slice(*drawn)] - (self.first_row + first)])
                 if counting is not None:
                     counting.result()
                 # One chunk is counted while the next is encoded. A cell's half is that of its row in the run.
@@ -155,4 +162,4 @@ class EncodeJob:
             if counting is not None:
                 counting.result()
         table.fit()
-        return table, n_empty, codes
+        return Part(table, n_empty, np.concatenate(landmarks)), codes

@@ -70,4 +70,4 @@ def _encode_on_cpu(
     for rows, chunk in chunks:
         one = bound[rows.store]
         arrays = chunk.indptr, chunk.indices, chunk.data
-        yield rows, chunk.start, encode_rows(*arrays, one.match.gene_map, one.weights, n_threads=n_threads)
+        yield rows, chunk.start, encode_rows(*arrays, one.genes, one.weights, n_threads=n_threads)

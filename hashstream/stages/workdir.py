@@ -15,10 +15,11 @@ import shutil
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,36 +209,32 @@ class WorkDir:
     def part(self, number: int) -> Path:
         return self.path / PARTS / f"{number:06d}.npz"
 
-    def save_part(self, number: int, table: BucketTable, n_empty: int) -> None:
+    def save_part(self, number: int, part: Part) -> None:
         """Keep a finished partition: aside, flushed, renamed."""
-        arrays = {
+        table = part.table
+        arrays: dict[str, NDArray[Any]] = {
             "keys": table.keys,
             "counts": table.counts,
             "half_counts": table.half_counts,
             "sums": table.sums,
+            "landmarks": part.landmarks,
         }
-        _save_table(self.part(number), arrays, bucket_bits=table.bucket_bits, n_empty=n_empty)
+        _save_table(self.part(number), arrays, bucket_bits=table.bucket_bits, n_empty=part.n_empty)
 
     def save_before(self, arrays: dict[str, NDArray[Any]], *, bucket_bits: int, n_empty: int) -> None:
-        """Keep the table of the cells that the run has already: keys, counts, half_counts and sums."""
+        """Keep what the run has of its cells already: keys, counts, half_counts and sums, and landmarks."""
         _save_table(self.path / BEFORE, arrays, bucket_bits=bucket_bits, n_empty=n_empty)
 
-    def merge_parts(self, numbers: range, table: BucketTable) -> int:
-        """Add all parts to `table`; gives the number of empty cells."""
-        n_empty = 0
+    def merge_parts(self, numbers: range, table: BucketTable) -> Part:
+        """`table` with all parts added to it, and what else they hold."""
         before = [self.path / BEFORE] if (self.path / BEFORE).exists() else []
-        for path in [*before, *map(self.part, numbers)]:
-            try:
-                with path.open("rb") as handle, np.load(handle, allow_pickle=False) as part:
-                    table.shorten(int(part["bucket_bits"]))
-                    table.merge_rows(part["keys"], part["counts"], part["half_counts"], part["sums"])
-                    n_empty += int(part["n_empty"])
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                remedy = (
-                    "Start over without --resume." if path.name == BEFORE else "Remove it and continue with --resume."
-                )
-                raise InputError(f"{path}: the part is damaged ({error}). {remedy}") from error
-        return n_empty
+        n_empty, landmarks = 0, []
+        for part in _loaded([*before, *map(self.part, numbers)]):
+            table.shorten(part.bucket_bits)
+            table.merge_rows(*part.rows)
+            n_empty += part.n_empty
+            landmarks.append(part.landmarks)
+        return Part(table, n_empty, np.concatenate(landmarks))
 
     def missing_parts(self, numbers: range) -> list[int]:
         return [number for number in numbers if not self.part(number).is_file()]
@@ -249,6 +246,55 @@ class WorkDir:
         for pattern in ("making-*", "codes-*"):
             for left in self.path.glob(pattern):
                 remove(left)
+
+
+class Part(NamedTuple):
+    """What some cells leave beside their codes.
+
+    Attributes
+    ----------
+    table : BucketTable
+    n_empty : int
+        Cells without counts.
+    landmarks : (n_landmarks, n_dims) float32
+        Embedding of the landmarks among them, in their order.
+    """
+
+    table: BucketTable
+    n_empty: int
+    landmarks: NDArray[np.float32]
+
+
+class _StoredPart(NamedTuple):
+    """A `Part` on disk; `rows` are keys, counts, half_counts and sums of its table."""
+
+    rows: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+    bucket_bits: int
+    n_empty: int
+    landmarks: NDArray[np.float32]
+
+
+def _load_part(path: Path) -> _StoredPart:
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as part:
+            rows = (part["keys"], part["counts"], part["half_counts"], part["sums"])
+            return _StoredPart(rows, int(part["bucket_bits"]), int(part["n_empty"]), part["landmarks"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        remedy = "Start over without --resume." if path.name == BEFORE else "Remove it and continue with --resume."
+        raise InputError(f"{path}: the part is damaged ({error}). {remedy}") from error
+
+
+def _loaded(paths: list[Path]) -> Iterator[_StoredPart]:
+    """Parts in order, each read while the one before it is used."""
+    with ThreadPoolExecutor(1, "hashstream-parts") as pool:
+        waiting: Future[_StoredPart] | None = None
+        for path in paths:
+            following = pool.submit(_load_part, path)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def partitions(plan: dict[str, Any]) -> range:

@@ -55,10 +55,10 @@ class RowEncoder:
 
     def __init__(self, gene_map: Any, weights: EncoderWeights) -> None:
         # Whoever holds an EncoderWeights has loaded that module, and numba, before.
-        from hashstream.kernels.encode import checked_gene_map
+        from hashstream.kernels.encode import GeneMap
 
         cupy = cupy_module()
-        gene_map = checked_gene_map(cupy.asnumpy(gene_map), weights.n_genes)
+        gene_map = GeneMap.of(cupy.asnumpy(gene_map), weights.n_genes).genes
         if weights.weights[0].size >= _MOST_WEIGHTS:
             raise ValueError(f"the first layer has {weights.weights[0].size} weights, expected fewer than 2**32")
         self.n_file_genes, self.n_dims, self.n_words = len(gene_map), weights.n_dims, weights.n_words

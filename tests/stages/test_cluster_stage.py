@@ -120,8 +120,10 @@ def test_leiden_by_cell_looks_at_landmarks(small_h5ad: Path, tmp_path: Path, mon
     assert record["mixed"]["share_of_cells"] == pytest.approx((confidence < 0.6).mean(), abs=1e-4)
     again = cluster(tmp_path / "run", method="leiden", assign="cell", seed=3)
     assert again["sizes"] == record["sizes"]
-    # Coarser than any community: one cluster.
-    record = cluster(tmp_path / "run", method="leiden", assign="cell", resolution=1e-6)
+    # Coarser than any community of a graph that is not in parts: one cluster.
+    with monkeypatch.context() as patch:
+        patch.setattr("hashstream.cluster.landmarks.GRAPH_NEIGHBOURS", len(of_cells))
+        record = cluster(tmp_path / "run", method="leiden", assign="cell", resolution=1e-6)
     assert record["sizes"] == [len(of_cells)]
     assert set(column(tmp_path / "run", "cluster")) == {"0"}
     with pytest.raises(SettingsError, match="landmarks"):

@@ -145,7 +145,7 @@ def test_a_run_of_another_format_version_is_refused(small_h5ad: Path, tmp_path: 
     run = encode(small_h5ad, tmp_path / "run", fit_settings=PcaItqSettings(n_bits=16))
     meta = json.loads((run.path / "run.json").read_text())
     (run.path / "run.json").write_text(json.dumps({**meta, "format_version": 1}))
-    with pytest.raises(InputError, match=r"format version 1; this version of HashStream reads 3.*Encode again"):
+    with pytest.raises(InputError, match=r"format version 1; this version of HashStream reads 4.*Encode again"):
         Run.open(run.path)
 
 

@@ -17,12 +17,16 @@ import pytest
 import zarr
 from click.testing import Result
 
+from hashstream.atlas import open_atlas
+from hashstream.buckets import landmark_rows
 from hashstream.errors import InputError, PartialRunError, SettingsError
 from hashstream.hashing import Hasher
+from hashstream.kernels import encode_rows
 from hashstream.runtime.budget import parse_bytes
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
 from hashstream.stages.encode import encode, finalize
 from hashstream.stages.encode_plan import DISTRIBUTED_BYTES, EncodeSettings, Partition
+from hashstream.stages.workdir import Part, WorkDir
 from tests.processes import interruptible
 from tests.stages.test_encode import content
 
@@ -65,8 +69,31 @@ def test_partition_size_does_not_matter(atlas: Path, whole: Run, tmp_path: Path)
     assert other is not None
     assert np.array_equal(other.codes(), whole.codes())
     a, b = content(other.path), content(whole.path)
-    for name in ("buckets.parquet", "cells.parquet", "hasher/hasher.safetensors"):
+    for name in ("buckets.parquet", "cells.parquet", "landmarks.parquet", "hasher/hasher.safetensors"):
         assert a[name] == b[name]
+
+
+def test_landmarks_have_the_embedding_of_their_cells(atlas: Path, whole: Run) -> None:
+    rows, embedding = whole.landmarks()
+    assert np.array_equal(rows, landmark_rows(whole.n_cells))
+    store = open_atlas(atlas).stores[0]
+    bound = whole.hasher().bind(store.var, where=str(atlas))
+    for i in range(0, len(rows), len(rows) // 40):
+        cell = store.matrix.read_rows(int(rows[i]), int(rows[i]) + 1)
+        encoded = encode_rows(cell.indptr, cell.indices, cell.data, bound.genes, bound.weights)
+        assert np.array_equal(encoded.embedding[0], embedding[i])
+        assert np.array_equal(encoded.codes[0], whole.codes(int(rows[i]), int(rows[i]) + 1)[0])
+
+
+def test_a_part_without_its_landmarks_is_noticed(atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = WorkDir.save_part
+
+    def save_less(work: WorkDir, number: int, part: Part) -> None:
+        save(work, number, part._replace(landmarks=part.landmarks[1:]))
+
+    monkeypatch.setattr(WorkDir, "save_part", save_less)
+    with pytest.raises(InputError, match=r"the parts hold \d+ landmarks, expected 20000"):
+        encode(atlas, tmp_path / "run", settings=SMALL)
 
 
 def test_jobs_of_an_array_make_the_same_run(atlas: Path, whole: Run, tmp_path: Path) -> None:
