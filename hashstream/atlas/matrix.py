@@ -6,11 +6,13 @@ The arrays are read as they are stored, without AnnData on top: slices are conti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from zarr.storage import LocalStore
 
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.layout import check_counts_dtype, check_sparse_arrays, stated_shape
@@ -94,10 +96,14 @@ class _SequentialReader:
         self._kept_from = -1
         self._kept: NDArray[Any] = np.empty(0, dtype=array.dtype)
 
-    def read(self, low: int, high: int, buffers: Buffers) -> NDArray[Any]:
+    def room(self, low: int, high: int, buffers: Buffers) -> NDArray[Any]:
+        """Memory for elements `low` to `high` and what else the stored chunk of the last one holds."""
         end = min(-(-high // self._chunk) * self._chunk, self._array.shape[0])
-        out = buffers.take(end - low, self._array.dtype)
-        head = 0
+        return buffers.take(end - low, self._array.dtype)
+
+    def read(self, low: int, high: int, out: NDArray[Any]) -> NDArray[Any]:
+        """Elements `low` to `high`, in their `room`."""
+        end, head = low + len(out), 0
         if low == self._kept_from:
             head = min(len(self._kept), len(out))
             out[:head] = self._kept[:head]
@@ -110,6 +116,11 @@ class _SequentialReader:
 def _chunk_elements(array: Any) -> int:
     """Elements of a stored chunk of a one-dimensional array (an inner chunk where it is sharded)."""
     return int(array.chunks[0]) if array.chunks else max(int(array.shape[0]), 1)
+
+
+def _is_local(array: Any) -> bool:
+    """Whether an array is of a zarr store of this machine."""
+    return isinstance(getattr(array, "store", None), LocalStore)
 
 
 def _read_into(array: Any, start: int, stop: int, out: NDArray[Any]) -> None:
@@ -146,6 +157,10 @@ class CsrMatrix:
         self.where = where
         self.dtype = np.dtype(data.dtype)
         self._readers = (_SequentialReader(indices), _SequentialReader(data))
+        # HDF5 does one thing at a time, and an object store reads with as many requests as it may for either array.
+        self._beside = (
+            ThreadPoolExecutor(1, "hashstream-reader-data") if _is_local(data) and _is_local(indices) else None
+        )
         # The row pointers that chunks were last planned with: reading them again for each chunk would cost as much as
         # a small chunk itself.
         self._planned: tuple[int, NDArray[np.int64]] = (0, np.empty(0, dtype=np.int64))
@@ -222,8 +237,17 @@ class CsrMatrix:
     def read_rows(self, start: int, stop: int, buffers: Buffers | None = None) -> CsrChunk:
         pointers = self.row_pointers(start, stop)
         low, high = int(pointers[0]), int(pointers[-1])
+        buffers = buffers or Buffers()
+        first, second = ((reader, reader.room(low, high, buffers)) for reader in self._readers)
         with _reading(self.where, start, stop):
-            indices, data = (reader.read(low, high, buffers or Buffers()) for reader in self._readers)
+            # The few stored chunks of one array do not keep all cores busy.
+            reading = self._beside.submit(second[0].read, low, high, second[1]) if self._beside else None
+            try:
+                indices = first[0].read(low, high, first[1])
+            finally:
+                if reading is not None:
+                    wait([reading])
+            data = second[0].read(low, high, second[1]) if reading is None else reading.result()
         return CsrChunk(start=start, indptr=pointers - low, indices=indices, data=data, n_genes=self.shape[1])
 
 
