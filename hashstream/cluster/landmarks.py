@@ -2,8 +2,8 @@
 
 Buckets of millions of cells that number at most some ten thousand share a short prefix only, and hold several types.
 Of its landmarks a run keeps the embedding (`hashstream.buckets.landmarks`), which tells types apart; as it is a sum
-over the genes of a single, noisy cell, each is smoothed over its nearest neighbours. Their number bounds the
-graph, whatever the size of the atlas. All cells follow by their own codes (`hashstream.cluster.cells`).
+over the genes of a single, noisy cell, each is smoothed a little. Their number bounds the graph, whatever the size of
+the atlas. All cells follow by their own codes (`hashstream.cluster.cells`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from hashstream.cluster.leiden import leiden_clusters, leiden_with_n_clusters, t
 from hashstream.cluster.neighbours import token_neighbours
 from hashstream.cluster.scale import scaled
 
-SMOOTHED_OVER = 30
-GRAPH_NEIGHBOURS = 15
+#: Neighbours that a landmark is averaged with, and those that it has edges to. The latter are many more: where they are
+#: among the former, the graph falls into pieces, and communities with it.
+SMOOTHED_OVER, GRAPH_NEIGHBOURS = 2, 30
 
 
 def smoothed(embedding: NDArray[np.float32], *, n_threads: int = 1) -> NDArray[np.float32]:
-    """Scaled landmarks (see `scaled`), each averaged with its 30 nearest.
+    """Scaled landmarks (see `scaled`), each averaged with its two nearest.
 
-    A neighbour weighs the self-tuning kernel of `TokenNeighbours` and a landmark itself 1, so that one of a few rare
-    cells in a wide gap is moved little by what lies beyond.
+    A neighbour weighs the self-tuning kernel of `TokenNeighbours` and a landmark itself 1, so that one that lies alone
+    is moved little by what lies beyond the gap.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ def smoothed(embedding: NDArray[np.float32], *, n_threads: int = 1) -> NDArray[n
 def landmark_communities(
     points: NDArray[np.float32], *, resolution: float | None, n_clusters: int | None, seed: int, n_threads: int = 1
 ) -> tuple[NDArray[np.int32], str]:
-    """Leiden communities of the graph of 15 nearest landmarks, and what chose their number.
+    """Leiden communities of the graph of 30 nearest landmarks, and what chose their number.
 
     Parameters
     ----------
