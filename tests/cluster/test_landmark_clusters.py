@@ -39,7 +39,7 @@ def test_noise_is_averaged_out_and_an_outlier_stays_where_it_is() -> None:
     points = scaled(embedding, np.ones(2000, np.int64))
     got = smoothed(embedding)
     within = [np.linalg.norm(p[types == 3] - p[types == 3].mean(axis=0), axis=1).mean() for p in (points, got)]
-    assert within[1] < 0.8 * within[0]
+    assert within[1] < 0.9 * within[0]
     near = np.linalg.norm(got[0] - points[1:], axis=1).min()
     assert near > 0.5 * np.linalg.norm(points[0] - points[1:], axis=1).min()
 
