@@ -123,7 +123,7 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
          f"{statistics.fmean(values(entries, 'tokens/ward', name, 'n_tokens')):,.0f}",
          cell_list(values(entries, "tokens/ward", name, "bucket_bits")),
          f"{statistics.fmean(values(entries, 'tokens/ward', name, 'bucket_purity')):.3f}",
-         f"{statistics.fmean(values(entries, 'tokens/ward_auto', name, 'n_clusters')):.1f}"]
+         f"{statistics.fmean(values(entries, 'tokens/auto', name, 'n_clusters')):.1f}"]
         for name in sets
     ]  # fmt: skip
     tasks = list(dict.fromkeys(entry["task"] for entry in entries if "ari" in entry and "prefix" not in entry["task"]))
@@ -165,8 +165,9 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
         "",
         "## What is measured",
         "",
-        "- **tokens**: `encode`, `cluster` and `evaluate` with their defaults, on each file as it is. `ward` is the "
-        "default method; it, `kmeans` and `leiden` are told the true number of types, `ward_auto` chooses its own.",
+        "- **tokens**: `encode`, `cluster` and `evaluate` with their defaults, on each file as it is. `ward`, which is "
+        "the default method then, `kmeans` and `leiden` are told the true number of types; `auto` is what the default "
+        "does without it, communities of `leiden` at resolution 1, and `ward_auto` makes `ward` find as many clusters.",
         "- **genes**: `ward` as above, with genes ranked by dispersion or by Pearson residuals (`--genes-by`); the "
         "default takes one of them for each set.",
         "- **cells_same**: the embedding that the same hasher gives each cell (same genes, same first 50 components), "
@@ -180,7 +181,7 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
         "the neighbour graphs of cells and the principal components are the same for every seed. Labels only score, "
         "and give the number of types where a method is told it.",
         "",
-        grid(["set", "cells", "types", "tokens", "prefix bits", "bucket purity", "clusters of ward_auto"], sizes),
+        grid(["set", "cells", "types", "tokens", "prefix bits", "bucket purity", "clusters of auto"], sizes),
         "",
         "## The bars",
         "",
@@ -253,9 +254,9 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any], se
     else:
         lines += ["On none of these sets is the default more than 0.01 of ARI behind a clustering of cells.", ""]
     lines += [
-        "Choosing the number of clusters (`ward_auto`, mean over seeds against the true number): "
+        "Choosing the number of clusters (`auto`, mean over seeds against the true number): "
         + ", ".join(
-            f"{name} {statistics.fmean(values(entries, 'tokens/ward_auto', name, 'n_clusters')):.1f} of "
+            f"{name} {statistics.fmean(values(entries, 'tokens/auto', name, 'n_clusters')):.1f} of "
             f"{values(entries, 'tokens/encode', name, 'n_types')[0]}"
             for name in sets
         )

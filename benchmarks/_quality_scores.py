@@ -27,6 +27,7 @@ TOKEN_METHODS = {
     "kmeans": ("kmeans", True),
     "leiden": ("leiden", True),
     "ward_auto": ("ward", False),
+    "auto": ("auto", False),
 }
 DEFAULT_METHOD = "ward"
 EMBEDDINGS = ("same", "scanpy")

@@ -406,7 +406,7 @@ def finalize(session: Session, run: Path, force: bool) -> None:
     "--method",
     type=click.Choice(["auto", "ward", "kmeans", "leiden", "transformer"]),
     show_default=True,
-    help="auto: leiden above 49,152 cells unless --n-clusters is given, and with --resolution; else ward.",
+    help="auto: leiden unless --n-clusters or --batch-key is given, and with --resolution; else ward.",
 )
 @click.option(
     "--resolution",

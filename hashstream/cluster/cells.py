@@ -22,8 +22,9 @@ from hashstream.kernels.anchors import AnchorScores, AnchorTables, anchor_scores
 
 _MOST_INT16 = 32_000
 _LOG_RANGE = 5.0
-#: Of the logistic regression: weight of the penalty on half the squares against the log-loss of all cells, most steps.
-_RIDGE, _STEPS = 100.0, 100
+#: Of the logistic regression: weight of the penalty on half the squares against the log-loss of all cells, most steps,
+#: and the relative gain at which it ends.
+_RIDGE, _STEPS, _GAIN = 30.0, 100, 1e-5
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,8 @@ def _logistic_regression(
         slope = (signs.T @ excess).astype(np.float64) + _RIDGE * weight
         return value / n, np.concatenate([slope.ravel(), excess.sum(axis=0, dtype=np.float64)]) / n
 
-    found = minimize(
-        loss, np.zeros((n_bits + 1) * n_clusters), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}
-    )
+    start = np.zeros((n_bits + 1) * n_clusters)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS, "ftol": _GAIN})
     return found.x[: n_bits * n_clusters].reshape(n_bits, n_clusters).T, found.x[-n_clusters:]
 
 

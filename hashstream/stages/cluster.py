@@ -69,8 +69,8 @@ def cluster(
     n_clusters
         None: chosen from the tokens, without labels.
     method
-        See `hashstream.cluster.cluster_tokens`. ``auto``: ``leiden`` for a large atlas whose cells are assigned one by
-        one, if the number of clusters is not given, and wherever a resolution is; ``ward`` otherwise.
+        See `hashstream.cluster.cluster_tokens`. ``auto``: ``leiden`` where the number of clusters is not given, unless
+        batches are integrated, and wherever a resolution is given; ``ward`` otherwise.
     resolution, bucket_bits, transformer, seed
         See `hashstream.cluster.cluster_tokens`.
     assign
@@ -108,7 +108,7 @@ def cluster(
     coarse = coarse and bucket_bits is None and batch_key is None
     by_cell = assign == "cell" or (assign == "auto" and coarse)
     if method == "auto":
-        unknown = n_clusters is None and bucket_bits is None and by_cell
+        unknown = n_clusters is None and batch_key is None
         method = "leiden" if unknown or resolution is not None else "ward"
     if method == "leiden" and by_cell and bucket_bits is None:
         return _cluster_landmarks(run, resolution=resolution, n_clusters=n_clusters, seed=seed, begin=begin)

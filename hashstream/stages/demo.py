@@ -87,8 +87,8 @@ def _run(folder: Path, cells: int | None, seed: int, progress: ProgressListener)
     true_k = len(run_column(run, TRUTH)[1])
     for method, n_clusters, title in (
         ("kmeans", true_k, "cluster kmeans, true K"),
-        ("ward", true_k, "cluster ward (default), true K"),
-        ("ward", None, "cluster ward, K auto"),
+        ("auto", true_k, "cluster ward (default), true K"),
+        ("auto", None, "cluster leiden (default), K auto"),
     ):
         record = cluster(run.path, method=method, n_clusters=n_clusters, seed=seed)
         scores = evaluate(Run.open(run.path), TRUTH)["cluster"]

@@ -130,13 +130,19 @@ def test_leiden_by_cell_looks_at_landmarks(small_h5ad: Path, tmp_path: Path, mon
         cluster(tmp_path / "run", method="leiden", assign="cell", n_clusters=10**6)
     with pytest.raises(SettingsError, match="resolution excludes"):
         cluster(tmp_path / "run", method="leiden", assign="cell", n_clusters=3, resolution=1.0)
-    # The default asks for them where the atlas is large and the number of clusters is not known.
-    assert cluster(tmp_path / "run")["method"] == "ward"
+    # The default looks at them where the atlas is large.
     monkeypatch.setattr("hashstream.stages.cluster.MOST_POINTS", 10)
+    assert "landmarks" in cluster(tmp_path / "run")["chosen_by"]
+    assert "landmarks" not in cluster(tmp_path / "run", assign="bucket")["chosen_by"]
+    assert "landmarks" not in cluster(tmp_path / "run", bucket_bits=4)["chosen_by"]
+
+
+def test_the_default_is_leiden_where_the_number_of_clusters_is_not_known(small_h5ad: Path, tmp_path: Path) -> None:
+    encode(small_h5ad, tmp_path / "run")
     assert cluster(tmp_path / "run")["method"] == "leiden"
+    assert cluster(tmp_path / "run", resolution=2.0)["method"] == "leiden"
     assert cluster(tmp_path / "run", n_clusters=4)["method"] == "ward"
-    assert cluster(tmp_path / "run", bucket_bits=4)["method"] == "ward"
-    assert cluster(tmp_path / "run", resolution=2.0, assign="bucket")["method"] == "leiden"
+    assert cluster(tmp_path / "run", batch_key="batch")["method"] == "ward"
 
 
 def test_odd_assignments_are_refused(small_h5ad: Path, tmp_path: Path) -> None:
