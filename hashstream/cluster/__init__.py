@@ -1,7 +1,15 @@
-"""Cluster bucket tokens. This room sees tokens only, never the matrix."""
+"""Cluster bucket tokens, or landmarks. This room never sees the matrix."""
 
 from hashstream.cluster.confidence import UNSURE
-from hashstream.cluster.partition import METHODS, TokenClusters, cluster_tokens, scaled_points
+from hashstream.cluster.partition import METHODS, TokenClusters, cluster_landmarks, cluster_tokens, scaled_points
 from hashstream.cluster.transformer.settings import TransformerSettings
 
-__all__ = ["METHODS", "UNSURE", "TokenClusters", "TransformerSettings", "cluster_tokens", "scaled_points"]
+__all__ = [
+    "METHODS",
+    "UNSURE",
+    "TokenClusters",
+    "TransformerSettings",
+    "cluster_landmarks",
+    "cluster_tokens",
+    "scaled_points",
+]

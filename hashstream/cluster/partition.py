@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hashstream.buckets import Tokens
 from hashstream.cluster.confidence import assignment_confidence
 from hashstream.cluster.kmeans import weighted_kmeans
+from hashstream.cluster.landmarks import smoothed
 from hashstream.cluster.leiden import leiden_clusters, leiden_with_n_clusters, token_graph
 from hashstream.cluster.neighbours import token_neighbours
 from hashstream.cluster.number import choose_n_clusters, graph_neighbours
@@ -97,10 +98,7 @@ def cluster_tokens(
     TrainingError
         If the Transformer's loss is not a number.
     """
-    if method not in METHODS:
-        raise SettingsError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
-    if resolution is not None and (method not in ("leiden", "transformer") or n_clusters is not None):
-        raise SettingsError("a resolution is for --method leiden or transformer, and excludes --n-clusters.")
+    _check_asked(method, n_clusters, resolution)
     if n_clusters is not None and not 1 <= n_clusters <= tokens.n_tokens:
         raise SettingsError(
             f"{n_clusters} clusters asked for, but the run has {tokens.n_tokens} buckets; use at most that many, or "
@@ -139,6 +137,57 @@ def cluster_tokens(
         coarse.n_tokens,
         warnings,
     )
+
+
+def cluster_landmarks(
+    embedding: NDArray[np.float32],
+    *,
+    method: str,
+    n_clusters: int | None = None,
+    resolution: float | None = None,
+    seed: int = 0,
+    n_threads: int = 1,
+) -> tuple[NDArray[np.int32], str]:
+    """Clusters of the landmarks of a large atlas, and what chose their number.
+
+    Parameters
+    ----------
+    embedding : (n_landmarks, n_dims) float32
+    method, n_clusters, resolution
+        See `cluster_tokens`; ``transformer`` is for tokens only.
+
+    Returns
+    -------
+    labels : (n_landmarks,) int32
+        0 to n_clusters - 1, each used.
+    chosen_by : str
+
+    Raises
+    ------
+    SettingsError
+        If the settings contradict each other, or ask for more clusters than there are landmarks.
+    ValueError
+        For ``transformer``.
+    """
+    _check_asked(method, n_clusters, resolution)
+    if method == "transformer":
+        raise ValueError("landmarks are not the tokens that the transformer is for")
+    n = len(embedding)
+    if n_clusters is not None and n_clusters > n:
+        raise SettingsError(f"{n_clusters} clusters asked for, but there are {n} landmarks.")
+    if n == 1:
+        return np.zeros(1, np.int32), "there is one landmark"
+    points = smoothed(embedding, n_threads=n_threads)
+    wanted = _Wanted(n_clusters, resolution, seed, n_threads)
+    labels, chosen_by = _cluster(embedding, points, np.ones(n, np.int64), method, wanted)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int32), f"{chosen_by}, of {n:,} landmarks"
+
+
+def _check_asked(method: str, n_clusters: int | None, resolution: float | None) -> None:
+    if method not in METHODS:
+        raise SettingsError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
+    if resolution is not None and (method not in ("leiden", "transformer") or n_clusters is not None):
+        raise SettingsError("a resolution is for --method leiden or transformer, and excludes --n-clusters.")
 
 
 def clustering_prefix(tokens: Tokens, *, at_least: int = 1, most: int | None = None) -> int:

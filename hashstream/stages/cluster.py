@@ -74,11 +74,11 @@ def cluster(
     resolution, bucket_bits, transformer, seed
         See `hashstream.cluster.cluster_tokens`.
     assign
-        ``bucket``: cells have their bucket's cluster. ``cell``: each goes from there to the cluster that its whole code
-        fits best (`hashstream.cluster.cells`); for ``leiden`` communities are then those of drawn cells, smoothed over
-        the cells near them (`hashstream.cluster.landmarks`). ``auto``: by cell where the atlas has more cells than
-        buckets of three could be clustered (49,152), unless a Transformer has moved the buckets, the prefix is given,
-        or batches are integrated.
+        ``bucket``: cells have their bucket's cluster. ``cell``: each goes to the cluster that its whole code fits best
+        (`hashstream.cluster.cells`). ``auto``: by cell where the atlas has more cells than buckets of three could be
+        clustered (49,152), unless a Transformer has moved the buckets, the prefix is given, or batches are integrated.
+        Such an atlas's clusters by cell are those of its landmarks (`hashstream.cluster.landmarks`), not of its coarse
+        buckets, and so are Leiden's in any atlas.
     batch_key
         Column of obs with the batch of each cell: tokens are split by batch (`hashstream.stages.batches`, one more
         pass over the atlas the first time) and integrated before they are clustered.
@@ -104,14 +104,14 @@ def cluster(
         )
     run, progress = run if isinstance(run, Run) else Run.open(run), progress or Silent()
     begin = time.perf_counter()
-    coarse = run.n_cells > MOST_POINTS * CELLS_PER_BUCKET and method != "transformer"
-    coarse = coarse and bucket_bits is None and batch_key is None
-    by_cell = assign == "cell" or (assign == "auto" and coarse)
+    coarse = run.n_cells > MOST_POINTS * CELLS_PER_BUCKET and bucket_bits is None and batch_key is None
+    by_cell = assign == "cell" or (assign == "auto" and coarse and method != "transformer")
     if method == "auto":
         unknown = n_clusters is None and batch_key is None
         method = "leiden" if unknown or resolution is not None else "ward"
-    if method == "leiden" and by_cell and bucket_bits is None:
-        return _cluster_landmarks(run, resolution=resolution, n_clusters=n_clusters, seed=seed, begin=begin)
+    of_landmarks = coarse if method != "leiden" else bucket_bits is None
+    if by_cell and of_landmarks and method != "transformer":
+        return _cluster_landmarks(run, method, resolution=resolution, n_clusters=n_clusters, seed=seed, begin=begin)
     names: list[str] | None = None
     if batch_key is None:
         tokens = run.tokens()
@@ -180,17 +180,20 @@ def cluster(
 
 
 def _cluster_landmarks(
-    run: Run, *, resolution: float | None, n_clusters: int | None, seed: int, begin: float
+    run: Run, method: str, *, resolution: float | None, n_clusters: int | None, seed: int, begin: float
 ) -> dict[str, Any]:
-    """`cluster` by Leiden communities of landmarks."""
-    if resolution is not None and n_clusters is not None:
-        raise SettingsError("a resolution excludes --n-clusters.")
+    """`cluster` by clusters of landmarks."""
     cells, chosen_by, n_landmarks = CellClusters.of_landmarks(
-        run, resolution=resolution, n_clusters=n_clusters, seed=seed, n_threads=available_threads()
+        run,
+        method=method,
+        resolution=resolution,
+        n_clusters=n_clusters,
+        seed=seed,
+        n_threads=available_threads(),
     )
     sizes = [run.n_cells] if cells is None else cells.sizes.tolist()
     record = {
-        "method": "leiden",
+        "method": method,
         "n_clusters": len(sizes),
         "assigned_by": "cell",
         "cells_moved": None,

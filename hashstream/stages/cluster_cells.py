@@ -11,10 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashstream.cluster import UNSURE
+from hashstream.cluster import UNSURE, cluster_landmarks
 from hashstream.cluster.cells import BitProfiles, count_set_bits
-from hashstream.cluster.landmarks import landmark_communities, smoothed
-from hashstream.errors import SettingsError
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run, categories
 
 _SAMPLED = 20_000
@@ -62,14 +60,21 @@ class CellClusters:
 
     @classmethod
     def of_landmarks(
-        cls, run: Run, *, resolution: float | None, n_clusters: int | None, seed: int, n_threads: int
+        cls,
+        run: Run,
+        *,
+        method: str,
+        resolution: float | None,
+        n_clusters: int | None,
+        seed: int,
+        n_threads: int,
     ) -> tuple[CellClusters | None, str, int]:
-        """From the communities of landmarks (`hashstream.cluster.landmarks`): two passes over the codes, in blocks.
+        """From clusters of landmarks (`hashstream.cluster.cluster_landmarks`): two passes over the codes, in blocks.
 
         Returns
         -------
         clusters : CellClusters or None
-            None where there is one community.
+            None where there is one.
         chosen_by : str
             What chose the number of clusters.
         n_landmarks : int
@@ -77,17 +82,14 @@ class CellClusters:
         Raises
         ------
         SettingsError
-            There are fewer landmarks than clusters asked for.
+            Settings contradict each other, or there are fewer landmarks than clusters asked for.
         """
         rows, embedding = run.landmarks()
-        if n_clusters is not None and n_clusters > len(rows):
-            raise SettingsError(f"{n_clusters} clusters asked for, but there are {len(rows)} landmarks.")
         # What is slow to import is imported while landmarks are compared.
         importing = Thread(target=lambda: [import_module(name) for name in _SLOW], daemon=True)
         importing.start()
-        points = smoothed(embedding, n_threads=n_threads)
-        labels, chosen_by = landmark_communities(
-            points, resolution=resolution, n_clusters=n_clusters, seed=seed, n_threads=n_threads
+        labels, chosen_by = cluster_landmarks(
+            embedding, method=method, resolution=resolution, n_clusters=n_clusters, seed=seed, n_threads=n_threads
         )
         n = int(labels.max()) + 1
         if n == 1:

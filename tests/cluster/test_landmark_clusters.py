@@ -1,14 +1,18 @@
-"""Landmarks: smoothed over those near them, and their communities."""
+"""Landmarks: smoothed over those near them, and their clusters."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from hashstream.cluster.landmarks import SMOOTHED_OVER, landmark_communities, smoothed
+from hashstream.cluster import cluster_landmarks
+from hashstream.cluster.landmarks import SMOOTHED_OVER, smoothed
 from hashstream.cluster.neighbours import token_neighbours
 from hashstream.cluster.scale import scaled
+from hashstream.errors import SettingsError
 
 
 def noisy_points(n: int, n_dims: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -44,14 +48,30 @@ def test_noise_is_averaged_out_and_an_outlier_stays_where_it_is() -> None:
     assert near > 0.5 * np.linalg.norm(points[0] - points[1:], axis=1).min()
 
 
-def test_communities_are_the_types() -> None:
+@pytest.mark.parametrize("method", ["leiden", "ward", "kmeans"])
+def test_clusters_are_the_types(method: str) -> None:
     embedding, types = noisy_points(3000)
-    points = smoothed(embedding)
-    labels, chosen_by = landmark_communities(points, resolution=None, n_clusters=None, seed=0)
+    labels, chosen_by = cluster_landmarks(embedding, method=method)
     assert adjusted_rand_score(types, labels) > 0.95
-    assert "3,000 landmarks at resolution 1" in chosen_by
-    three, chosen_by = landmark_communities(points, resolution=None, n_clusters=3, seed=0)
-    assert "3 asked for" in chosen_by
-    assert three.max() + 1 in (3, 4, 5)  # as near as the graph allows
-    finer, _ = landmark_communities(points, resolution=8.0, n_clusters=None, seed=0)
+    assert "of 3,000 landmarks" in chosen_by
+    three, chosen_by = cluster_landmarks(embedding, method=method, n_clusters=3)
+    assert chosen_by.startswith("user")
+    assert three.max() + 1 == 3 if method != "leiden" else three.max() + 1 in (3, 4, 5)  # as near as the graph allows
+    np.testing.assert_array_equal(np.unique(three), np.arange(three.max() + 1))
+
+
+def test_communities_at_a_resolution() -> None:
+    embedding, _ = noisy_points(3000)
+    labels, finer = (cluster_landmarks(embedding, method="leiden", resolution=value)[0] for value in (1.0, 8.0))
     assert finer.max() > labels.max()
+    assert cluster_landmarks(embedding[:1], method="ward", n_clusters=1)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"method": "ward", "resolution": 1.0}, "excludes --n-clusters"), ({"method": "x"}, "expected one of"),
+     ({"method": "ward", "n_clusters": 11}, "11 clusters asked for, but there are 10 landmarks")],
+)  # fmt: skip
+def test_odd_settings_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        cluster_landmarks(noisy_points(10)[0], **settings)

@@ -104,7 +104,7 @@ def test_cells_are_assigned_by_their_codes(small_h5ad: Path, tmp_path: Path, mon
     monkeypatch.setattr("hashstream.stages.cluster.MOST_POINTS", 10)
     assert cluster(tmp_path / "run", n_clusters=4)["assigned_by"] == "cell"
     assert cluster(tmp_path / "run", n_clusters=4, bucket_bits=4)["assigned_by"] == "bucket"
-    assert cluster(tmp_path / "run", n_clusters=1)["assigned_by"] == "bucket"
+    assert cluster(tmp_path / "run", n_clusters=1)["sizes"] == [600]
 
 
 def test_leiden_by_cell_looks_at_landmarks(small_h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,17 +122,21 @@ def test_leiden_by_cell_looks_at_landmarks(small_h5ad: Path, tmp_path: Path, mon
     assert again["sizes"] == record["sizes"]
     # Coarser than any community of a graph that is not in parts: one cluster.
     with monkeypatch.context() as patch:
-        patch.setattr("hashstream.cluster.landmarks.GRAPH_NEIGHBOURS", len(of_cells))
+        patch.setattr("hashstream.cluster.partition.graph_neighbours", lambda n: n)
         record = cluster(tmp_path / "run", method="leiden", assign="cell", resolution=1e-6)
     assert record["sizes"] == [len(of_cells)]
     assert set(column(tmp_path / "run", "cluster")) == {"0"}
     with pytest.raises(SettingsError, match="landmarks"):
         cluster(tmp_path / "run", method="leiden", assign="cell", n_clusters=10**6)
-    with pytest.raises(SettingsError, match="resolution excludes"):
+    with pytest.raises(SettingsError, match="excludes --n-clusters"):
         cluster(tmp_path / "run", method="leiden", assign="cell", n_clusters=3, resolution=1.0)
-    # The default looks at them where the atlas is large.
+    # All but the Transformer look at them where the atlas is large.
     monkeypatch.setattr("hashstream.stages.cluster.MOST_POINTS", 10)
     assert "landmarks" in cluster(tmp_path / "run")["chosen_by"]
+    for method in ("ward", "kmeans"):
+        record = cluster(tmp_path / "run", method=method, n_clusters=4)
+        assert (record["method"], record["n_clusters"], record["n_landmarks"]) == (method, 4, len(of_cells))
+        assert adjusted_rand_score(truth, column(tmp_path / "run", "cluster")) > 0.8
     assert "landmarks" not in cluster(tmp_path / "run", assign="bucket")["chosen_by"]
     assert "landmarks" not in cluster(tmp_path / "run", bucket_bits=4)["chosen_by"]
 
