@@ -59,7 +59,8 @@ def clusters(run: Path, method: str, *options: object) -> dict[str, Any]:
     found = call("cluster", run, "--n-clusters", TYPES, "--method", method, *options)
     scores = call("evaluate", run, "--truth", TRUTH)["cluster"]
     return {
-        "wall_seconds": found["wall_seconds"], "seconds": found["seconds"], "n_tokens": found["n_buckets"],
+        "wall_seconds": found["wall_seconds"], "seconds": found["seconds"],
+        "n_tokens": found.get("n_buckets", found.get("n_landmarks")),
         "peak_rss_mib": found["peak_rss_mib"], "ari": scores["ari"], "nmi": scores["nmi"],
     }  # fmt: skip
 
