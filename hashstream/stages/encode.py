@@ -26,9 +26,10 @@ from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, remove
 from hashstream.runtime.provenance import Timings
+from hashstream.runtime.record import read_record
 from hashstream.runtime.run import HASHER, Run
 from hashstream.stages.distribute import ClusterSettings, require_distributed, run_on_cluster
-from hashstream.stages.encode_finish import finish
+from hashstream.stages.encode_finish import finish, publish
 from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes_of, project_encode
 from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
@@ -297,11 +298,12 @@ def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = (
     target = Path(target)
     check_target(target, force=force)
     work = WorkDir.of(target)
-    if not work.exists():
+    if not work.exists() and not work.is_whole():
         raise InputError(f"{work.path}: no such folder; run `hashstream encode ... --partition I/N` first.")
-    plan = work.plan()
     with work.lock():
-        return finish(work, target, plan, None, None, Timings(), seed=None, argv=argv)
+        if work.is_whole():  # an earlier call was killed just before the end
+            return publish(work, target, read_record(work.path))
+        return finish(work, target, work.plan(), None, None, Timings(), seed=None, argv=argv)
 
 
 def _matched(

@@ -121,6 +121,11 @@ def finish(
         "stages": {},
     }
     write_record(work.path, meta)
+    return publish(work, target, meta)
+
+
+def publish(work: WorkDir, target: Path, meta: Mapping[str, Any]) -> Run:
+    """Give a run that is whole its name."""
     work.clean()
     publish_at_once(work.path, target)
     remove(target / LOCK)

@@ -29,6 +29,7 @@ from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.runtime.files import partial_path, remove, write_json
 from hashstream.runtime.pipeline import use_fastest_pipeline
+from hashstream.runtime.record import META
 from hashstream.runtime.run import CODE_CHUNK_ROWS, CODES, HASHER
 
 PLAN = "plan.json"
@@ -60,6 +61,10 @@ class WorkDir:
 
     def exists(self) -> bool:
         return (self.path / PLAN).is_file()
+
+    def is_whole(self) -> bool:
+        """Whether the run was finished here, and only its name is missing."""
+        return (self.path / META).is_file()
 
     def plan(self) -> dict[str, Any]:
         """The plan that this folder was made with."""
@@ -122,6 +127,7 @@ class WorkDir:
                 f"{self.path} holds the beginning of another run, made with another hasher or atlas; remove that "
                 "folder, or choose another -o."
             )
+        remove(self.path / META)  # of what was finished here before, if anything
         write_json(self.path / PLAN, plan)
 
     def _clear(self) -> None:
@@ -240,8 +246,11 @@ class WorkDir:
         return [number for number in numbers if not self.part(number).is_file()]
 
     def clean(self) -> None:
-        """Remove what a finished run does not keep, but for the lock: it is held until the run has its name."""
-        for name in (PARTS, BEFORE, PLAN):
+        """Remove what a finished run does not keep, but for the lock: it is held until the run has its name.
+
+        The plan goes first: without it nobody takes what is left for a run that lacks only some parts.
+        """
+        for name in (PLAN, PARTS, BEFORE):
             remove(self.path / name)
         for pattern in ("making-*", "codes-*"):
             for left in self.path.glob(pattern):

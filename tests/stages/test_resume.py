@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from hashstream.errors import InputError, PartialRunError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.kernels import encode_rows
 from hashstream.runtime.budget import parse_bytes
+from hashstream.runtime.files import remove
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
 from hashstream.stages.encode import encode, finalize
 from hashstream.stages.encode_plan import DISTRIBUTED_BYTES, EncodeSettings, Partition
@@ -111,6 +113,50 @@ def test_jobs_of_an_array_make_the_same_run(atlas: Path, whole: Run, tmp_path: P
     assert not (tmp_path / "run.partial").exists()
     with pytest.raises(InputError, match="--partition"):
         finalize(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("n_removed", [0, 1, 2])
+@pytest.mark.parametrize("again", ["finalize", "encode --resume"])
+def test_killed_while_it_tidies_up(
+    atlas: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_removed: int, again: str
+) -> None:
+    hasher, target = whole.path / "hasher", tmp_path / "run"
+    encode(atlas, target, hasher=hasher, settings=SMALL, partition=Partition(0, 1))
+
+    def die_in_between(path: Path) -> None:
+        nonlocal n_removed
+        if n_removed == 0:
+            raise KeyboardInterrupt
+        n_removed -= 1
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hashstream.stages.workdir.remove", die_in_between)
+        with pytest.raises(KeyboardInterrupt):
+            finalize(target)
+    assert not target.exists()
+    run = finalize(target) if again == "finalize" else encode(atlas, target, hasher=hasher, settings=SMALL, resume=True)
+    assert run is not None
+    assert content(run.path) == content(whole.path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_finished_run_is_not_taken_for_another(
+    atlas: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasher, target = whole.path / "hasher", tmp_path / "run"
+    encode(atlas, target, hasher=hasher, settings=SMALL, partition=Partition(0, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("hashstream.stages.encode_finish.publish_at_once", lambda *paths: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            finalize(target)
+    # The jobs of other settings come into the same folder.
+    other = replace(SMALL, max_buckets=500)
+    encode(atlas, target, hasher=hasher, settings=other, partition=Partition(0, 2))
+    with pytest.raises(PartialRunError, match="1 of 3 partitions"):
+        finalize(target)
+    encode(atlas, target, hasher=hasher, settings=other, partition=Partition(1, 2))
+    assert finalize(target).n_buckets <= 500
 
 
 def test_more_jobs_than_partitions(atlas: Path, whole: Run, tmp_path: Path) -> None:
