@@ -135,9 +135,9 @@ def _wait(process: subprocess.Popen[str], seconds: float) -> None:
 
 def _recover(task: Task, folder: Path, old: bool, alone: Undisturbed) -> tuple[str, str] | None:
     """Do the command again after a fault; the kind of finding and what happened, None if all is right."""
-    if task.result(folder) == alone.result and not task.keeps:
+    if task.result(folder) == alone.result and not task.keeps and not _left(folder):
         code, error = 0, ""  # it was done when the fault came
-    else:
+    else:  # or it was done but for what it replaced, which the next call clears away
         code, error = run(task.command(folder, old, True))
     if is_traceback(error, code):
         return TRACEBACK, error[-800:]
@@ -145,10 +145,14 @@ def _recover(task: Task, folder: Path, old: bool, alone: Undisturbed) -> tuple[s
         return NOT_RESUMED, f"exit code {code}: {error[-400:]}"
     if task.result(folder) != alone.result:
         return WRONG, f"other bytes after it was done again: {_difference(task.result(folder), alone.result)}"
-    left = [p.name for p in folder.iterdir() if p.name.endswith((".partial", ".replaced"))]
-    if left and task.name != "encode":
+    if left := _left(folder):
         return UNCLEAR, f"left behind: {', '.join(left)}"
     return None
+
+
+def _left(folder: Path) -> list[str]:
+    """Names of what is half made or half removed."""
+    return sorted(p.name for p in folder.iterdir() if p.name.endswith((".partial", ".replaced")))
 
 
 def _difference(found: Result | None, wanted: Result) -> str:

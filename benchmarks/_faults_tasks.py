@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from hashstream.runtime.record import META, NEXT, read_record
 from hashstream.runtime.run import CODE_CHUNK_ROWS
 
 GENES, PER_CELL = 150, 8
@@ -125,10 +126,10 @@ def files(folder: Path, *without: str) -> Result | None:
 
 def run_files(folder: Path) -> Result | None:
     """Of a run, without the records that name time and place; what the stages decided is in."""
-    found = files(folder, "run.json", "hasher.json", "lock")
+    found = files(folder, META, NEXT, "hasher.json", "lock")
     if found is None:
         return None
-    stages = json.loads((folder / "run.json").read_text())["stages"]
+    stages = read_record(folder)["stages"]
     for record in stages.values():
         for name in ("seconds", "peak_rss_bytes"):
             record.pop(name, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from hashstream.runtime.database_schema import (
     text,
     whole_number,
 )
+from hashstream.runtime.files import file_digest
 
 
 @dataclass(frozen=True)
@@ -246,8 +246,7 @@ def digest(path: Path) -> str:
         If it cannot be read.
     """
     try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return file_digest(path)
     except OSError as error:
         raise _damaged(path, str(error)) from error
 

@@ -1,4 +1,9 @@
-"""``run.json``: what a run is and what was done with it, with a checksum of itself."""
+"""``run.json``: what a run is and what was done with it, with a checksum of itself.
+
+A stage that gives cells new columns changes two files, ``cells.parquet`` and ``run.json``, and both or none of them
+must have changed wherever it is killed. So the record to come is written first, as ``run.next.json``, with the digest
+of the table it belongs to; it holds as soon as that table is in its place.
+"""
 
 from __future__ import annotations
 
@@ -9,44 +14,76 @@ from pathlib import Path
 from typing import Any
 
 from hashstream.errors import InputError
-from hashstream.runtime.files import write_json
+from hashstream.runtime.files import file_digest, write_json
 from hashstream.runtime.schema import FORMAT_VERSION
 
 META = "run.json"
-_DIGEST = "sha256"
+NEXT = "run.next.json"
+CELLS = "cells.parquet"
+_DIGEST, _CELLS_DIGEST = "sha256", "cells_sha256"
 
 
 def write_record(run: Path, meta: Mapping[str, Any]) -> None:
     """Write the record of a run, whole or not at all."""
-    content = json.loads(json.dumps(dict(meta)))  # with the keys that a reader will see
-    write_json(run / META, {**content, _DIGEST: _digest(content)})
+    write_json(run / META, _sealed(meta))
+
+
+def replace_cells(run: Path, table: Path, meta: Mapping[str, Any]) -> None:
+    """Put a new ``cells.parquet``, which lies ready as `table`, and the record that goes with it in their places."""
+    write_json(run / NEXT, {**_sealed(meta), _CELLS_DIGEST: file_digest(table)})
+    table.replace(run / CELLS)
+    settle_record(run)
+
+
+def settle_record(run: Path) -> None:
+    """Finish, or drop, what a killed process began with `replace_cells`. Whoever calls holds the run for writing."""
+    if (run / NEXT).exists():
+        write_record(run, read_record(run))
+        (run / NEXT).unlink()
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """The record of a run, as `write_record` was given it.
+    """The record of a run, as `write_record` or `replace_cells` was given it.
 
     Raises
     ------
     InputError
         It is not there, damaged, lacks what stages read, or is of another format version.
     """
+    return _checked(run, NEXT if _holds_already(run) else META)
+
+
+def _holds_already(run: Path) -> bool:
+    """Whether the record to come is that of the table that is there."""
     try:
-        meta = json.loads((run / META).read_text())
+        return bool(json.loads((run / NEXT).read_text())[_CELLS_DIGEST] == file_digest(run / CELLS))
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{run}/{NEXT}: damaged ({type(error).__name__}: {error}). Remove it, and do the last stage again."
+        ) from error
+
+
+def _checked(run: Path, name: str) -> dict[str, Any]:
+    try:
+        meta = json.loads((run / name).read_text())
         version = meta["format_version"]
     except FileNotFoundError as error:
         raise InputError(f"{run}: not a run of HashStream: it has no {META}.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run}/{META}: damaged ({type(error).__name__}: {error}). Encode again.") from error
+        raise InputError(f"{run}/{name}: damaged ({type(error).__name__}: {error}). Encode again.") from error
     if version != FORMAT_VERSION:
         raise InputError(
             f"{run}: run of format version {version}; this version of HashStream reads {FORMAT_VERSION}. "
             "Encode again, or use the version that wrote it."
         )
+    meta.pop(_CELLS_DIGEST, None)
     stated = meta.pop(_DIGEST, None)
-    _check(meta, run / META)
+    _check(meta, run / name)
     if stated != _digest(meta):
         raise InputError(
-            f"{run}/{META}: damaged: its content is not what its checksum says. Restore it from a copy, or encode "
+            f"{run}/{name}: damaged: its content is not what its checksum says. Restore it from a copy, or encode "
             "again."
         )
     return dict(meta)
@@ -65,6 +102,11 @@ def _check(meta: Any, where: Path) -> None:
         wrong.append("stages")
     if wrong:
         raise InputError(f"{where}: damaged: {', '.join(wrong)} missing, or not as expected. Encode again.")
+
+
+def _sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
+    content = json.loads(json.dumps(dict(meta)))  # with the keys that a reader will see
+    return {**content, _DIGEST: _digest(content)}
 
 
 def _digest(meta: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from hashstream.buckets import N_LANDMARKS, Landmarks, Tokens
 from hashstream.errors import InputError
 from hashstream.runtime import schema
 from hashstream.runtime.files import partial_path
-from hashstream.runtime.record import META, read_record, write_record
+from hashstream.runtime.record import CELLS, META, read_record, replace_cells, write_record
 from hashstream.runtime.run_lock import hold_run
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 CODES = "codes.zarr"
 BUCKETS = "buckets.parquet"
-CELLS = "cells.parquet"
 LANDMARKS = "landmarks.parquet"
 HASHER = "hasher"
 CODE_CHUNK_ROWS = 1 << 16
@@ -254,48 +253,46 @@ class Run:
             If another run stands there by now.
         """
         with hold_run(self.path, self.meta) as meta:
-            self._write_cell_columns(names, values_of, without)
-            return self._note(meta, stage, record)
+            aside = partial_path(self.path / CELLS)
+            try:
+                self._write_cell_columns(aside, names, values_of, without)
+                meta = _noted(meta, stage, record)
+                replace_cells(self.path, aside, meta)
+            finally:
+                aside.unlink(missing_ok=True)
+            return replace(self, meta=meta)
 
     def _write_cell_columns(
         self,
+        target: Path,
         names: Sequence[str],
         values_of: Callable[[slice, NDArray[np.int32]], Mapping[str, pa.Array]],
         without: Sequence[str],
     ) -> None:
         kept = [c for c in self.cell_columns() if c not in names and c not in without]
         columns = tuple(schema.CELL_COLUMNS[name] for name in [*kept, *names])
-        target = self.path / CELLS
-        aside = partial_path(target)
         start = 0
-        try:
-            with (
-                cell_writer(aside, columns) as writer,
-                ThreadPoolExecutor(1) as pool,
-            ):
-                written = pool.submit(lambda: None)
-                for batch in self.iter_cells(kept):
-                    rows = slice(start, start + batch.num_rows)
-                    found = values_of(rows, batch.column(kept.index("bucket")).to_numpy())
-                    arrays = [*batch.columns, *(found[name] for name in names)]
-                    written.result()  # compressing one block takes as long as making the next
-                    made = pa.record_batch(arrays, schema=schema.arrow_schema(columns))
-                    written = pool.submit(writer.write_batch, made)
-                    start = rows.stop
-                written.result()
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+        with (
+            cell_writer(target, columns) as writer,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            written = pool.submit(lambda: None)
+            for batch in self.iter_cells(kept):
+                rows = slice(start, start + batch.num_rows)
+                found = values_of(rows, batch.column(kept.index("bucket")).to_numpy())
+                arrays = [*batch.columns, *(found[name] for name in names)]
+                written.result()  # compressing one block takes as long as making the next
+                made = pa.record_batch(arrays, schema=schema.arrow_schema(columns))
+                written = pool.submit(writer.write_batch, made)
+                start = rows.stop
+            written.result()
 
     def note_stage(self, stage: str, record: Mapping[str, Any]) -> Run:
         """Keep what a stage says about itself in ``run.json``; raises what `set_cell_columns` does."""
         with hold_run(self.path, self.meta) as meta:
-            return self._note(meta, stage, record)
-
-    def _note(self, now: Mapping[str, Any], stage: str, record: Mapping[str, Any]) -> Run:
-        meta = {**now, "stages": {**now.get("stages", {}), stage: dict(record)}}
-        write_record(self.path, meta)
-        return replace(self, meta=meta)
+            meta = _noted(meta, stage, record)
+            write_record(self.path, meta)
+            return replace(self, meta=meta)
 
     def _parquet(self, name: str) -> pq.ParquetFile:
         try:
@@ -312,6 +309,11 @@ class Run:
             raise InputError(
                 f"{self.path / name}: cannot be read ({error}). The run is damaged; encode again."
             ) from error
+
+
+def _noted(meta: Mapping[str, Any], stage: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run with what a stage says about itself."""
+    return {**meta, "stages": {**meta.get("stages", {}), stage: dict(record)}}
 
 
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}

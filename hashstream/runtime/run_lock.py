@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hashstream.errors import InputError, SettingsError
-from hashstream.runtime.record import read_record
+from hashstream.runtime.record import read_record, settle_record
 
 
 @contextmanager
@@ -50,8 +50,10 @@ def hold_run(path: Path, made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             raise SettingsError(
                 f"{path}: another process is writing into this run; wait until it is done, and try again."
             ) from error
-        now = read_record(path)
         same_file = os.fstat(handle.fileno()).st_ino == record.stat().st_ino
+        if same_file:
+            settle_record(path)
+        now = read_record(path)
         if not same_file or any(now.get(key) != made.get(key) for key in ("created", "n_cells", "hasher")):
             raise InputError(
                 f"{path}: the run was replaced by another one, or appended to, after it had been read; nothing was "

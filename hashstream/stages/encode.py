@@ -29,7 +29,7 @@ from hashstream.runtime.provenance import Timings
 from hashstream.runtime.record import read_record
 from hashstream.runtime.run import HASHER, Run
 from hashstream.stages.distribute import ClusterSettings, require_distributed, run_on_cluster
-from hashstream.stages.encode_finish import finish, publish
+from hashstream.stages.encode_finish import finish, publish, remove_replaced
 from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes_of, project_encode
 from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
@@ -299,7 +299,9 @@ def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = (
     check_target(target, force=force)
     work = WorkDir.of(target)
     if not work.exists() and not work.is_whole():
-        raise InputError(f"{work.path}: no such folder; run `hashstream encode ... --partition I/N` first.")
+        if target.exists() and remove_replaced(work, target):  # an earlier call was killed at the very end
+            return Run.open(target)
+        raise InputError(f"{work.path}: nothing to merge there; run `hashstream encode ... --partition I/N` first.")
     with work.lock():
         if work.is_whole():  # an earlier call was killed just before the end
             return publish(work, target, read_record(work.path))

@@ -23,7 +23,7 @@ from hashstream.runtime.exchange import publish_at_once
 from hashstream.runtime.files import remove
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.provenance import Timings, peak_rss_bytes, versions
-from hashstream.runtime.record import write_record
+from hashstream.runtime.record import META, write_record
 from hashstream.runtime.run import (
     BATCH_ROWS,
     BUCKETS,
@@ -130,6 +130,16 @@ def publish(work: WorkDir, target: Path, meta: Mapping[str, Any]) -> Run:
     publish_at_once(work.path, target)
     remove(target / LOCK)
     return Run(target, meta)
+
+
+def remove_replaced(work: WorkDir, target: Path) -> bool:
+    """Remove the run that `target` took the place of, where a killed call left it; whether there was one."""
+    replaced = target.with_name(f"{target.name}.replaced")
+    left = [replaced] if replaced.is_dir() else []
+    left += [work.path] if (work.path / META).is_file() else []
+    for path in left:
+        remove(path)
+    return bool(left)
 
 
 def _merged(work: WorkDir, plan: dict[str, Any], hasher: Hasher) -> Part:

@@ -63,8 +63,11 @@ class WorkDir:
         return (self.path / PLAN).is_file()
 
     def is_whole(self) -> bool:
-        """Whether the run was finished here, and only its name is missing."""
-        return (self.path / META).is_file()
+        """Whether the run was finished here, and only its name is missing.
+
+        A run that had its name already, and was about to be removed for another one, has no lock any more.
+        """
+        return (self.path / META).is_file() and (self.path / LOCK).is_file()
 
     def plan(self) -> dict[str, Any]:
         """The plan that this folder was made with."""

@@ -76,6 +76,50 @@ def test_clusters_that_cannot_be_written_leave_the_run_as_it_was(run: Run) -> No
     assert contents(run.path) == before
 
 
+@pytest.mark.parametrize("n_renamed", [0, 1, 2, 3])
+def test_columns_and_record_change_together_or_not_at_all(
+    run: Run, monkeypatch: pytest.MonkeyPatch, n_renamed: int
+) -> None:
+    """A process may die before any of three renames, or before it removes the record to come."""
+
+    def number() -> int:
+        stage = Run.open(run.path).meta["stages"]["cluster"]
+        assert stage["n_clusters"] == len(
+            {name for batch in run.iter_cells(["cluster"]) for name in batch[0].to_pylist()}
+        )
+        return int(stage["n_clusters"])
+
+    def die_in_between(path: Path, target: Path) -> Path:
+        done.append(target)
+        if len(done) > n_renamed:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    cluster(run, n_clusters=3)
+    rename, done = Path.replace, list[Path]()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die_in_between)
+        if n_renamed == 3:
+            patch.setattr(Path, "unlink", lambda *_, **__: 1 / 0)
+        with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+            cluster(run, n_clusters=5)
+    before = contents(run.path)
+    assert number() == (3 if n_renamed < 2 else 5)
+    assert contents(run.path) == before
+    assert ("run.next.json" in before) == (n_renamed > 0)
+    Run.open(run.path).note_stage("annotate", {})
+    assert number() == (3 if n_renamed < 2 else 5)
+    cluster(run.path, n_clusters=4)
+    assert number() == 4
+    assert not (run.path / "run.next.json").exists()
+
+
+def test_a_record_to_come_that_is_damaged(run: Run) -> None:
+    (run.path / "run.next.json").write_text("{}")
+    with pytest.raises(InputError, match="run.next.json: damaged"):
+        Run.open(run.path)
+
+
 def test_lost_codes_are_missed(run: Run) -> None:
     (run.path / "codes.zarr" / "c" / "0" / "0").unlink()
     with pytest.raises(InputError, match=r"codes.zarr: the codes of 600 cells are missing"):

@@ -141,6 +141,18 @@ def test_killed_while_it_tidies_up(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.parametrize("left", ["run.partial", "run.replaced"])
+def test_killed_before_what_it_replaced_was_gone(atlas: Path, whole: Run, tmp_path: Path, left: str) -> None:
+    former = encode(atlas, tmp_path / "run", settings=replace(SMALL, max_buckets=500))
+    assert former is not None
+    former.path.rename(tmp_path / left)
+    shutil.copytree(whole.path, tmp_path / "run")
+    assert content(finalize(tmp_path / "run", force=True).path) == content(whole.path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    with pytest.raises(InputError, match="nothing to merge"):
+        finalize(tmp_path / "run", force=True)
+
+
 def test_a_finished_run_is_not_taken_for_another(
     atlas: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
