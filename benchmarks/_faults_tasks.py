@@ -187,6 +187,7 @@ def make_tasks(base: Path, n_cells: int, names: Sequence[str] = NAMES) -> list[T
     thin_cells(500, seed=2).write_h5ad(base / "few.h5ad")
     sources = [str(base / "first.h5ad"), str(base / "second.h5ad")]
     size = ["--partition-rows", str(CODE_CHUNK_ROWS), "--max-buckets", "3000", "--threads", "1"]
+    size += ["--checkpoint-seconds", "0"]
     fitting = ["--bits", "32", "--sample", "3000"]
     atlas, done, jobs, old_run = base / "atlas.zarr", base / "run", base / "jobs", base / "old-run"
     clustered, other, exported = base / "clustered", base / "clustered-otherwise", base / "exported.zarr"

@@ -232,6 +232,12 @@ def fit(
 )
 @click.option("--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB.")
 @click.option("--partition-rows", type=click.IntRange(min=1), show_default=True, help="Cells a partition.")
+@click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(min=0),
+    show_default=True,
+    help="Make what is done safe when a partition ends and so many seconds have passed.",
+)
 @click.option("--partition", metavar="I/N", help="Do only the I-th of N shares (I from 0); then `hashstream finalize`.")
 @click.option(
     "--workers",
@@ -272,6 +278,7 @@ def encode(
     min_overlap: float,
     max_memory: str,
     partition_rows: int,
+    checkpoint_seconds: float,
     partition: str | None,
     workers: int,
     scheduler: str | None,
@@ -299,6 +306,7 @@ def encode(
         bucket_bits=bucket_bits,
         min_overlap=min_overlap,
         partition_rows=partition_rows,
+        checkpoint_seconds=checkpoint_seconds,
         device=device,
     )
     fit_settings = PcaItqSettings(n_bits=bits, n_genes=n_genes, genes_by=genes_by)
@@ -378,7 +386,8 @@ def _append(
     shared = {
         name: getattr(settings, name) for name in ("max_buckets", "bucket_bits", "partition_rows") if _asked(name)
     }
-    own = {name: getattr(settings, name) for name in ("threads", "max_memory", "chunk_rows", "min_overlap", "device")}
+    names = ("threads", "max_memory", "chunk_rows", "min_overlap", "device", "checkpoint_seconds")
+    own = {name: getattr(settings, name) for name in names}
     run = append_stage(
         sources, output, hasher=hasher, **shared, **own, **more, argv=session.argv, progress=session.listener()
     )

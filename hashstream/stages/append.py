@@ -32,7 +32,13 @@ from hashstream.stages.distribute import ClusterSettings, require_distributed
 from hashstream.stages.encode import bind, keeping, kernels_loading, run_partitions
 from hashstream.stages.encode_finish import finish
 from hashstream.stages.encode_job import EncodeJob
-from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of, project_encode
+from hashstream.stages.encode_plan import (
+    DEFAULT_CHECKPOINT_SECONDS,
+    DEFAULT_MAX_MEMORY,
+    EncodeSettings,
+    chunk_bytes_of,
+    project_encode,
+)
 from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
 from hashstream.stages.workdir import WorkDir
 
@@ -53,6 +59,7 @@ def append(
     max_buckets: int | None = None,
     bucket_bits: int | None = None,
     partition_rows: int | None = None,
+    checkpoint_seconds: float = DEFAULT_CHECKPOINT_SECONDS,
     resume: bool = False,
     cluster: ClusterSettings | None = None,
     argv: Sequence[str] = (),
@@ -74,7 +81,7 @@ def append(
         The run to add to.
     hasher
         If given, it must be the run's.
-    layer, threads, max_memory, chunk_rows, min_overlap, device
+    layer, threads, max_memory, chunk_rows, min_overlap, device, checkpoint_seconds
         Of the new stores; see `hashstream.stages.encode.encode` and `EncodeSettings`.
     max_buckets, bucket_bits, partition_rows
         If given, they must be the run's.
@@ -104,6 +111,7 @@ def append(
         chunk_rows=chunk_rows,
         min_overlap=min_overlap,
         device=device,
+        checkpoint_seconds=checkpoint_seconds,
         **_settings_of(old, asked, hasher),
     )
     with timings.measure("open"):
@@ -123,7 +131,7 @@ def append(
         with work.lock(), keeping(work, target, drop=not joining):
             work.prepare(plan, own, join=joining, fill=lambda folder: _fill(folder, old, job.landmarks))
             with timings.measure("stream"):
-                workers, _ = run_partitions(
+                workers, held = run_partitions(
                     job,
                     work,
                     work.missing_parts(job.numbers),
@@ -131,6 +139,7 @@ def append(
                     progress,
                     layer=layer,
                     fingerprints=fingerprints,
+                    hold=True,
                 )
             stale = _stale(old)
             made = finish(
@@ -143,6 +152,7 @@ def append(
                 seed=old.meta["seed"],
                 argv=argv,
                 workers=workers,
+                held=held,
             )
     if stale:
         progress.note(

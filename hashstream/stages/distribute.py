@@ -289,7 +289,7 @@ class _Watch:
 def _wait_until_visible(work: WorkDir, numbers: Sequence[int]) -> None:
     """Network file systems may show this host late what another one has written."""
     end = time.monotonic() + _VISIBLE_S
-    while time.monotonic() < end and any(not work.part(n).is_file() for n in numbers):
+    while time.monotonic() < end and work.missing_parts(numbers):
         time.sleep(0.5)
 
 

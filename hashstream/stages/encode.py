@@ -34,7 +34,7 @@ from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes_of, project_encode
 from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
 from hashstream.stages.fit import fit_hasher
-from hashstream.stages.workdir import Part, WorkDir
+from hashstream.stages.workdir import HeldPart, WorkDir
 
 
 def encode(
@@ -215,7 +215,14 @@ def _encode(
         missing = [n for n in work.missing_parts(job.numbers) if n in mine]
         with timings.measure("stream"):
             workers, held = run_partitions(
-                job, work, missing, cluster, progress, layer=layer, fingerprints=fingerprints
+                job,
+                work,
+                missing,
+                cluster,
+                progress,
+                layer=layer,
+                fingerprints=fingerprints,
+                hold=partition is None,
             )
         if partition is not None:
             return None
@@ -275,10 +282,14 @@ def run_partitions(
     *,
     layer: str | None,
     fingerprints: list[str],
-) -> tuple[dict[str, Any] | None, list[Part]]:
-    """Do some partitions, here or on a cluster: what the record says of its workers, and what `finish` may use."""
+    hold: bool,
+) -> tuple[dict[str, Any] | None, list[HeldPart]]:
+    """Do some partitions, here or on a cluster: what the record says of its workers, and what was not kept.
+
+    With `hold`, the last part that is made here is given to `finish` instead.
+    """
     if not cluster:
-        return None, job.run(work, numbers, progress)
+        return None, job.run(work, numbers, progress, hold=hold)
     workers = run_on_cluster(
         job, work, numbers, cluster, progress, layer=layer, fingerprint=atlas_fingerprint(fingerprints)
     )

@@ -36,7 +36,7 @@ from hashstream.runtime.run import (
     write_tokens,
 )
 from hashstream.stages.encode_plan import EncodeSettings
-from hashstream.stages.workdir import LOCK, Part, WorkDir, partitions
+from hashstream.stages.workdir import LOCK, HeldPart, Part, WorkDir, partitions
 
 
 def finish(
@@ -50,7 +50,7 @@ def finish(
     seed: int | None,
     argv: Sequence[str],
     workers: Mapping[str, Any] | None = None,
-    held: list[Part] | None = None,
+    held: list[HeldPart] | None = None,
 ) -> Run:
     """Merge the parts, write buckets, cells and record, and give the run its name.
 
@@ -63,7 +63,7 @@ def finish(
     workers
         For the record too: the processes of a cluster that did the partitions.
     held
-        The only part, where this process made it. Taken out of the list.
+        The last part, where this process made it and it is not on the disk. Taken out of the list.
 
     Raises
     ------
@@ -73,7 +73,8 @@ def finish(
         If a part is damaged, or codes and parts do not fit each other.
     """
     numbers = partitions(plan)
-    missing = work.missing_parts(numbers)
+    last = held.pop() if held else None
+    missing = [n for n in work.missing_parts(numbers) if last is None or n not in last.numbers]
     if missing:
         raise PartialRunError(
             f"{target}: {len(missing)} of {len(numbers)} partitions are missing ({', '.join(map(str, missing[:20]))}"
@@ -81,7 +82,8 @@ def finish(
         )
     hasher = Hasher.load(work.path / HASHER)
     with timings.measure("finalize"):
-        part = held.pop() if held else _merged(work, plan, hasher)
+        part = _merged(work, plan, hasher, last)
+        del last
         n_empty = part.n_empty
         _write_landmarks(work, plan["n_cells"], part.landmarks)
         tokens, sums = part.table.tokens(half_means=False)
@@ -142,8 +144,10 @@ def remove_replaced(work: WorkDir, target: Path) -> bool:
     return bool(left)
 
 
-def _merged(work: WorkDir, plan: dict[str, Any], hasher: Hasher) -> Part:
+def _merged(work: WorkDir, plan: dict[str, Any], hasher: Hasher, held: HeldPart | None) -> Part:
     """All parts as one."""
+    if held is not None:
+        return work.merge_parts(held.part.table, held)
     table = BucketTable(
         hasher.n_bits,
         hasher.n_dims,
@@ -151,7 +155,7 @@ def _merged(work: WorkDir, plan: dict[str, Any], hasher: Hasher) -> Part:
         bucket_bits=plan["bucket_bits"],
         with_halves=True,
     )
-    return work.merge_parts(partitions(plan), table)
+    return work.merge_parts(table)
 
 
 def _write_landmarks(work: WorkDir, n_cells: int, embedding: NDArray[np.float32]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +21,7 @@ from hashstream.kernels import EncodedRows, RowFlag
 from hashstream.runtime.events import ProgressListener
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.encode_stream import encoded_chunks
-from hashstream.stages.workdir import Part, WorkDir
+from hashstream.stages.workdir import HeldPart, Part, WorkDir
 
 
 @dataclass(frozen=True)
@@ -69,71 +72,60 @@ class EncodeJob:
         """Cells in some partitions."""
         return sum(stop - start for start, stop in map(self.bounds, numbers))
 
-    def run(self, work: WorkDir, numbers: list[int], progress: ProgressListener) -> list[Part]:
-        """Encode some partitions, one after the other, and keep each while the next one is encoded.
+    def run(
+        self, work: WorkDir, numbers: list[int], progress: ProgressListener, *, hold: bool = False
+    ) -> list[HeldPart]:
+        """Encode some partitions, one after the other, and keep what is done while the next is encoded.
+
+        Codes are kept a partition at a time. The table goes on over consecutive partitions, until
+        `EncodeSettings.checkpoint_seconds` have passed; whatever is not in a kept table by then would be done again.
+
+        Parameters
+        ----------
+        hold
+            Give the last part instead of keeping it: `finish` follows in this process.
 
         Returns
         -------
-        list of Part
-            What `finish` would read from the part, if the run has only one; else empty.
+        list of HeldPart
+            That part, or nothing.
         """
-        held: list[Part] = []
-        # Of several, parts are merged from disk: a table of all would be memory that small atlases do not need.
-        only = len(numbers) == len(self.numbers) == 1 and self.first_row == 0
-
-        def keep(number: int, part: Part, codes: NDArray[np.uint64]) -> None:
-            self._keep(work, number, part, codes)
-            if only:
-                held.append(part)
-
         progress.start("encode", self.count(numbers), "cells")
         try:
-            with closing(self._chunks(numbers)) as chunks, ThreadPoolExecutor(1, "hashstream-keeper") as pool:
-                keeping: Future[None] | None = None
-                bucket_bits = self.settings.bucket_bits
-                for number in numbers:
-                    done = self._count(chunks, number, progress.advance, bucket_bits)
-                    # No part of the cells needs a shorter prefix than all: the next may begin with this one's.
-                    bucket_bits = done[0].table.bucket_bits
-                    if keeping is not None:
-                        keeping.result()  # no more than one table waits
-                    keeping = pool.submit(keep, number, *done)
-                    del done
-                if keeping is not None:
-                    keeping.result()
+            with closing(self._chunks(numbers)) as chunks, _Keeper() as keeper:
+                tally, bucket_bits = None, self.settings.bucket_bits
+                for number, following in zip_longest(numbers, numbers[1:]):
+                    if tally is None:
+                        tally, begin, first = self._tally(bucket_bits), time.monotonic(), number
+                    codes = tally.take(chunks, *self.bounds(number), progress.advance)
+                    keeper.submit(work.save_codes, number, self.bounds(number)[0], codes)
+                    del codes
+                    late = time.monotonic() - begin >= self.settings.checkpoint_seconds
+                    if late or following != number + 1:
+                        part, tally = tally.part(), None
+                        # No part of the cells needs a shorter prefix than all: the next may begin with this one's.
+                        bucket_bits = part.table.bucket_bits
+                        if following is None and hold:
+                            return [HeldPart(range(first, number + 1), part)]
+                        keeper.submit(work.save_part, range(first, number + 1), part)
+                        del part
         finally:
             progress.finish()
-        return held
+        return []
 
     def do(self, work: WorkDir, number: int, advance: Callable[[int], None]) -> None:
-        """Encode a partition and keep it."""
+        """Encode a partition and keep it: its codes, then its table, whose presence says that it is done."""
         with closing(self._chunks([number])) as chunks:
-            self._keep(work, number, *self._count(chunks, number, advance, self.settings.bucket_bits))
-
-    def _keep(self, work: WorkDir, number: int, part: Part, codes: NDArray[np.uint64]) -> None:
-        """Keep the codes of a partition, then its table, whose presence says that it is done."""
-        work.save_codes(number, self.bounds(number)[0], codes)
-        work.save_part(number, part)
+            tally = self._tally(self.settings.bucket_bits)
+            work.save_codes(number, self.bounds(number)[0], tally.take(chunks, *self.bounds(number), advance))
+            work.save_part(range(number, number + 1), tally.part())
 
     def _chunks(self, numbers: Sequence[int]) -> Generator[tuple[int, EncodedRows]]:
         """The encoded chunks of some partitions, one after the other; rows are the atlas's."""
         spans = [(start - self.first_row, stop - self.first_row) for start, stop in map(self.bounds, numbers)]
         yield from encoded_chunks(self.atlas, self.bound, self.settings, self.chunk_bytes, spans=spans)
 
-    def _count(
-        self,
-        chunks: Iterator[tuple[int, EncodedRows]],
-        number: int,
-        advance: Callable[[int], None],
-        bucket_bits: int | None,
-    ) -> tuple[Part, NDArray[np.uint64]]:
-        """Take the chunks of one partition.
-
-        Returns
-        -------
-        part : Part
-        codes : (n_cells, n_words) uint64
-        """
+    def _tally(self, bucket_bits: int | None) -> _Tally:
         table = BucketTable(
             self.hasher.n_bits,
             self.hasher.n_dims,
@@ -141,25 +133,61 @@ class EncodeJob:
             bucket_bits=bucket_bits,
             with_halves=True,
         )
-        start, stop = self.bounds(number)
-        codes = np.empty((stop - start, table.n_words), dtype=np.uint64)
-        n_empty = n_done = 0
-        landmarks = []
-        with ThreadPoolExecutor(1, "hashstream-counter") as pool:
-            counting: Future[None] | None = None
+        return _Tally(table, self.landmarks, self.first_row)
+
+
+class _Tally:
+    """Counts the chunks of consecutive partitions in one table."""
+
+    def __init__(self, table: BucketTable, landmarks: NDArray[np.int64], first_row: int) -> None:
+        self._table, self._landmark_rows, self._first_row = table, landmarks, first_row
+        self._n_empty = 0
+        self._landmarks: list[NDArray[np.float32]] = []
+
+    def take(
+        self, chunks: Iterator[tuple[int, EncodedRows]], start: int, stop: int, advance: Callable[[int], None]
+    ) -> NDArray[np.uint64]:
+        """Take the chunks of rows `start` to `stop` of the run: their codes (stop - start, n_words) uint64."""
+        codes = np.empty((stop - start, self._table.n_words), dtype=np.uint64)
+        n_done = 0
+        with _Keeper() as counter:
             while n_done < len(codes):
                 first, encoded = next(chunks)
-                n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
+                first += self._first_row
+                self._n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
                 codes[n_done : n_done + len(encoded.codes)] = encoded.codes
                 n_done += len(encoded.codes)
-                drawn = np.searchsorted(self.landmarks, self.first_row + first + np.array([0, len(encoded.codes)]))
-                landmarks.append(encoded.embedding[self.landmarks[slice(*drawn)] - (self.first_row + first)])
-                if counting is not None:
-                    counting.result()
+                drawn = np.searchsorted(self._landmark_rows, [first, first + len(encoded.codes)])
+                self._landmarks.append(encoded.embedding[self._landmark_rows[slice(*drawn)] - first])
                 # One chunk is counted while the next is encoded. A cell's half is that of its row in the run.
-                counting = pool.submit(table.add, encoded.codes, encoded.embedding, first_row=self.first_row + first)
+                counter.submit(self._table.add, encoded.codes, encoded.embedding, first_row=first)
                 advance(len(encoded.codes))
-            if counting is not None:
-                counting.result()
-        table.fit()
-        return Part(table, n_empty, np.concatenate(landmarks)), codes
+        return codes
+
+    def part(self) -> Part:
+        """What the cells taken so far leave beside their codes. Nothing is taken after it."""
+        self._table.fit()
+        return Part(self._table, self._n_empty, np.concatenate(self._landmarks))
+
+
+class _Keeper:
+    """Does one thing after the other in a thread of its own; whoever brings the next waits until the last is done."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "hashstream-keeper")
+        self._last: Future[None] | None = None
+
+    def submit(self, do: Callable[..., None], *arguments: Any, **named: Any) -> None:
+        """Begin something; raises what the last one raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+        self._last = self._pool.submit(do, *arguments, **named)
+
+    def __enter__(self) -> _Keeper:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._pool.shutdown()
+        if self._last is not None and failure[0] is None:
+            self._last.result()

@@ -21,6 +21,7 @@ from hashstream.stages.encode_device import N_SLOTS, choose_encode_device
 
 DEFAULT_PARTITION_ROWS = 1 << 19
 DEFAULT_MAX_MEMORY = "1GiB"
+DEFAULT_CHECKPOINT_SECONDS = 15.0
 #: What CuPy and a CUDA context add to a process: an estimate, as it has not been run on a GPU.
 _CUDA_BYTES = 400 * MIB
 #: What a process of dask.distributed holds beyond one of HashStream alone.
@@ -49,6 +50,9 @@ class EncodeSettings:
         Cells a partition, a multiple of 65,536.
     device : str
         cpu, cuda, or auto, which becomes cuda where CuPy and a GPU are there and cpu elsewhere.
+    checkpoint_seconds : float
+        What is done is made safe when a partition ends and so many seconds have passed; 0: with every partition. No
+        more than that, and the partition that is under way, has to be done again after a kill.
     """
 
     threads: int = 0
@@ -59,6 +63,7 @@ class EncodeSettings:
     min_overlap: float = DEFAULT_MIN_OVERLAP
     partition_rows: int = DEFAULT_PARTITION_ROWS
     device: str = "cpu"
+    checkpoint_seconds: float = DEFAULT_CHECKPOINT_SECONDS
 
     def __post_init__(self) -> None:
         if self.threads == 0:
@@ -67,6 +72,8 @@ class EncodeSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} is {value}; expected a positive number.")
+        if not self.checkpoint_seconds >= 0:
+            raise SettingsError(f"checkpoint_seconds is {self.checkpoint_seconds}; expected 0 or more.")
         if not 0 <= self.min_overlap <= 1:
             raise SettingsError(f"min_overlap is {self.min_overlap}; expected a share between 0 and 1.")
         if self.partition_rows < 1 or self.partition_rows % CODE_CHUNK_ROWS:

@@ -11,10 +11,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ PARTS = "parts"
 LOCK = "lock"
 #: The bucket table of the cells that a run has already, where it is appended to.
 BEFORE = "before.npz"
+_PART_NAME = re.compile(r"(\d{6,})(?:-(\d{6,}))?\.npz")
 
 
 @dataclass(frozen=True)
@@ -215,11 +217,13 @@ class WorkDir:
         finally:
             remove(aside)
 
-    def part(self, number: int) -> Path:
-        return self.path / PARTS / f"{number:06d}.npz"
+    def part(self, numbers: range) -> Path:
+        """The file of what some consecutive partitions left."""
+        last = f"-{numbers[-1]:06d}" if len(numbers) > 1 else ""
+        return self.path / PARTS / f"{numbers[0]:06d}{last}.npz"
 
-    def save_part(self, number: int, part: Part) -> None:
-        """Keep a finished partition: aside, flushed, renamed."""
+    def save_part(self, numbers: range, part: Part) -> None:
+        """Keep what some finished partitions left: aside, flushed, renamed."""
         table = part.table
         arrays: dict[str, NDArray[Any]] = {
             "keys": table.keys,
@@ -228,25 +232,40 @@ class WorkDir:
             "sums": table.sums,
             "landmarks": part.landmarks,
         }
-        _save_table(self.part(number), arrays, bucket_bits=table.bucket_bits, n_empty=part.n_empty)
+        _save_table(self.part(numbers), arrays, bucket_bits=table.bucket_bits, n_empty=part.n_empty)
 
     def save_before(self, arrays: dict[str, NDArray[Any]], *, bucket_bits: int, n_empty: int) -> None:
         """Keep what the run has of its cells already: keys, counts, half_counts and sums, and landmarks."""
         _save_table(self.path / BEFORE, arrays, bucket_bits=bucket_bits, n_empty=n_empty)
 
-    def merge_parts(self, numbers: range, table: BucketTable) -> Part:
-        """`table` with all parts added to it, and what else they hold."""
-        before = [self.path / BEFORE] if (self.path / BEFORE).exists() else []
-        n_empty, landmarks = 0, []
-        for part in _loaded([*before, *map(self.part, numbers)]):
+    def parts(self) -> list[range]:
+        """The partitions of each part that is there, in order; parts that overlap an earlier one do not count."""
+        found = (_PART_NAME.fullmatch(path.name) for path in (self.path / PARTS).glob("*.npz"))
+        spans = [range(int(name[1]), int(name[2] or name[1]) + 1) for name in found if name]
+        chosen: list[range] = []
+        for span in sorted(spans, key=lambda s: (s.start, -s.stop)):
+            if len(span) and (not chosen or span.start >= chosen[-1].stop):
+                chosen.append(span)
+        return chosen
+
+    def merge_parts(self, table: BucketTable, held: HeldPart | None = None) -> Part:
+        """`table` with all parts added to it, and what else they hold; the table may be that of a held part."""
+        paths = {span.start: self.part(span) for span in self.parts()}
+        if (self.path / BEFORE).exists():
+            paths[-1] = self.path / BEFORE
+        landmarks = {} if held is None else {held.numbers.start: held.part.landmarks}
+        n_empty = 0 if held is None else held.part.n_empty
+        for start, part in zip(paths, _loaded(list(paths.values())), strict=True):
             table.shorten(part.bucket_bits)
             table.merge_rows(*part.rows)
             n_empty += part.n_empty
-            landmarks.append(part.landmarks)
-        return Part(table, n_empty, np.concatenate(landmarks))
+            landmarks[start] = part.landmarks
+        return Part(table, n_empty, np.concatenate([landmarks[start] for start in sorted(landmarks)]))
 
-    def missing_parts(self, numbers: range) -> list[int]:
-        return [number for number in numbers if not self.part(number).is_file()]
+    def missing_parts(self, numbers: Sequence[int]) -> list[int]:
+        """The partitions whose part is not there."""
+        there = {number for span in self.parts() for number in span}
+        return [number for number in numbers if number not in there]
 
     def clean(self) -> None:
         """Remove what a finished run does not keep, but for the lock: it is held until the run has its name.
@@ -275,6 +294,13 @@ class Part(NamedTuple):
     table: BucketTable
     n_empty: int
     landmarks: NDArray[np.float32]
+
+
+class HeldPart(NamedTuple):
+    """What some consecutive partitions left, in the memory of the process that did them."""
+
+    numbers: range
+    part: Part
 
 
 class _StoredPart(NamedTuple):

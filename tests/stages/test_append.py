@@ -182,7 +182,7 @@ def test_killed_in_the_middle_the_old_run_stands(
 
         patch.setattr(owner, moment, die)
         with pytest.raises(KeyboardInterrupt):
-            append(sources, old.path, threads=1)
+            append(sources, old.path, threads=1, checkpoint_seconds=0)
     assert content(old.path) == before
     assert Run.open(old.path).n_cells == CELLS["tiny"]
     assert (tmp_path / "run.partial").is_dir()
@@ -294,7 +294,7 @@ def test_a_full_disk_keeps_what_is_done(stores: dict[str, Path], old: Run, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(WorkDir, "save_part", full)
+        patch.setattr(WorkDir, "save_codes", full)
         with pytest.raises(PartialRunError, match="--resume"):
             append(stores["last"], old.path)
     assert Run.open(old.path).n_cells == CELLS["tiny"]

@@ -129,6 +129,7 @@ def run(atlas: tuple[Path, tuple[float, float]]) -> tuple[Path, tuple[float, flo
 
 def encode_arguments(atlas: Path, target: Path) -> list[object]:
     options = ["--partition-rows", CODE_CHUNK_ROWS, "--max-buckets", 3000, "--bits", 32, "--sample", 3000]
+    options += ["--checkpoint-seconds", 0]
     return ["encode", atlas, "-o", target, *options]
 
 

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import zarr
 from click.testing import Result
+from numpy.typing import NDArray
 
 from hashstream.atlas import open_atlas
 from hashstream.buckets import landmark_rows
@@ -34,6 +36,7 @@ from tests.stages.test_encode import content
 
 CELLS = 5 * CODE_CHUNK_ROWS // 2
 SMALL = EncodeSettings(partition_rows=CODE_CHUNK_ROWS, threads=1, max_buckets=3000)
+EACH = replace(SMALL, checkpoint_seconds=0)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,53 @@ def test_partition_size_does_not_matter(atlas: Path, whole: Run, tmp_path: Path)
         assert a[name] == b[name]
 
 
+@pytest.mark.parametrize("kept", [[range(1), range(1, 2)], [range(2)]])
+def test_what_is_kept_when_does_not_matter(
+    atlas: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[range]
+) -> None:
+    """Killed in the last of three partitions, after a part of each of the others, or one of both."""
+    hasher, save = whole.path / "hasher", WorkDir.save_codes
+    settings = EACH if len(kept) > 1 else replace(SMALL, checkpoint_seconds=1e-3)
+
+    def die_at_the_last(work: WorkDir, number: int, start: int, codes: NDArray[np.uint64]) -> None:
+        save(work, number, start, codes)
+        if number == 2:
+            raise KeyboardInterrupt
+
+    clock = iter([0.0, 1e-4, 1.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkDir, "save_codes", die_at_the_last)
+        patch.setattr("hashstream.stages.encode_job.time", SimpleNamespace(monotonic=lambda: next(clock, 1.0)))
+        with pytest.raises(KeyboardInterrupt):
+            encode(atlas, tmp_path / "run", hasher=hasher, settings=settings)
+    work = WorkDir.of(tmp_path / "run")
+    assert work.parts() == kept
+    assert work.missing_parts(range(3)) == [2]
+    run = encode(atlas, tmp_path / "run", hasher=hasher, settings=SMALL, resume=True)
+    assert run is not None
+    assert content(run.path) == content(whole.path)
+
+
+def test_a_partition_of_two_parts_counts_once(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    """As where jobs of arrays of two sizes are mixed: overlapping parts, of which one is left out and made again."""
+    hasher, target = whole.path / "hasher", tmp_path / "run"
+    work = WorkDir.of(target)
+    for share in (Partition(1, 2), Partition(0, 1)):
+        encode(atlas, target, hasher=hasher, settings=SMALL, partition=share)
+        if share.number == 2:
+            part = work.part(range(1, 2)).read_bytes()
+            work.part(range(1, 2)).unlink()
+    assert work.parts() == [range(3)]
+    work.part(range(1, 2)).write_bytes(part)
+    assert work.parts() == [range(3)]
+    (work.path / "parts" / "000000-000002.npz").rename(tmp_path / "aside.npz")
+    shutil.copy(tmp_path / "aside.npz", work.path / "parts" / "000001-000003.npz")
+    assert (work.parts(), work.missing_parts(range(3))) == ([range(1, 4)], [0])
+    (work.path / "parts" / "000001-000003.npz").unlink()
+    (tmp_path / "aside.npz").rename(work.path / "parts" / "000000-000002.npz")
+    assert content(finalize(target).path) == content(whole.path)
+
+
 def test_landmarks_have_the_embedding_of_their_cells(atlas: Path, whole: Run) -> None:
     rows, embedding = whole.landmarks()
     assert np.array_equal(rows, landmark_rows(whole.n_cells))
@@ -90,12 +140,12 @@ def test_landmarks_have_the_embedding_of_their_cells(atlas: Path, whole: Run) ->
 def test_a_part_without_its_landmarks_is_noticed(atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = WorkDir.save_part
 
-    def save_less(work: WorkDir, number: int, part: Part) -> None:
-        save(work, number, part._replace(landmarks=part.landmarks[1:]))
+    def save_less(work: WorkDir, numbers: range, part: Part) -> None:
+        save(work, numbers, part._replace(landmarks=part.landmarks[1:]))
 
     monkeypatch.setattr(WorkDir, "save_part", save_less)
     with pytest.raises(InputError, match=r"the parts hold \d+ landmarks, expected 20000"):
-        encode(atlas, tmp_path / "run", settings=SMALL)
+        encode(atlas, tmp_path / "run", settings=EACH)
 
 
 def test_jobs_of_an_array_make_the_same_run(atlas: Path, whole: Run, tmp_path: Path) -> None:
@@ -187,6 +237,7 @@ def test_partition_is_parsed() -> None:
 def start_encode(atlas: Path, target: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "hashstream.cli", "--quiet", "encode", str(atlas), "-o", str(target)]
     command += ["--partition-rows", str(CODE_CHUNK_ROWS), "--threads", "1", "--max-buckets", "3000"]
+    command += ["--checkpoint-seconds", "0"]
     return subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=interruptible)
 
 
