@@ -224,7 +224,7 @@ def fit(
     show_default=True,
     help="Where rows are encoded; auto: on a GPU if there is one. The codes are the same.",
 )
-@click.option("--chunk-rows", type=click.IntRange(min=1), help="Cells a chunk.  [default: about 16 MiB of matrix]")
+@click.option("--chunk-rows", type=click.IntRange(min=1), help="Cells a chunk.  [default: about 32 MiB of matrix]")
 @click.option("--max-buckets", type=click.IntRange(min=1), show_default=True, help="Most buckets.")
 @click.option("--bucket-bits", type=click.IntRange(min=1), help="Longest bucket prefix.  [default: the whole code]")
 @click.option(

@@ -93,7 +93,7 @@ class _SequentialReader:
     def __init__(self, array: Any) -> None:
         self._array = array
         self._chunk = _chunk_elements(array)
-        self._kept_from = -1
+        self._kept_from, self._n_kept = -1, 0
         self._kept: NDArray[Any] = np.empty(0, dtype=array.dtype)
 
     def room(self, low: int, high: int, buffers: Buffers) -> NDArray[Any]:
@@ -105,11 +105,14 @@ class _SequentialReader:
         """Elements `low` to `high`, in their `room`."""
         end, head = low + len(out), 0
         if low == self._kept_from:
-            head = min(len(self._kept), len(out))
+            head = min(self._n_kept, len(out))
             out[:head] = self._kept[:head]
         if head < len(out):
             _read_into(self._array, low + head, end, out[head:])
-        self._kept_from, self._kept = high, out[high - low :].copy()
+        self._kept_from, self._n_kept = high, end - high
+        if self._n_kept > len(self._kept):
+            self._kept = np.empty(self._n_kept, dtype=out.dtype)
+        self._kept[: self._n_kept] = out[high - low :]
         return out[: high - low]
 
 

@@ -11,7 +11,7 @@ from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.matrix import Buffers
 from hashstream.atlas.open import Atlas
 
-DEFAULT_CHUNK_BYTES = 16 << 20
+DEFAULT_CHUNK_BYTES = 32 << 20
 DEFAULT_DEPTH = 2
 PLAN_ROWS = 1 << 19
 

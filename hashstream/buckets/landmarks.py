@@ -7,13 +7,14 @@ cells of a smaller one are landmarks of that too.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 N_LANDMARKS = 20_000
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
 _MARGIN = 1.25  # more than enough rows below the hash that as many as are wanted are expected below
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
@@ -34,6 +35,11 @@ class Landmarks(NamedTuple):
 
 def landmark_rows(n_cells: int, n_landmarks: int = N_LANDMARKS) -> NDArray[np.int64]:
     """Rows of the landmarks among `n_cells` cells, ascending: all where there are no more than `n_landmarks`."""
+    return _drawn(n_cells, n_landmarks).copy()
+
+
+@lru_cache(maxsize=1)
+def _drawn(n_cells: int, n_landmarks: int) -> NDArray[np.int64]:
     if n_cells <= n_landmarks:
         return np.arange(n_cells, dtype=np.int64)
     limit = np.uint64(min(n_landmarks / n_cells * _MARGIN * 2.0**64, 2.0**64 - 2.0**12))

@@ -39,7 +39,7 @@ class EncodeSettings:
     max_memory : str or int
         Peak resident size that the stage keeps to, such as ``1GiB``.
     chunk_rows : int or None
-        Cells a chunk; None: as many as about 16 MiB of matrix hold, or fewer where `max_memory` asks for it.
+        Cells a chunk; None: as many as about 32 MiB of matrix hold, or fewer where `max_memory` asks for it.
     max_buckets : int
         Most buckets; prefixes are shortened until they fit.
     bucket_bits : int or None
