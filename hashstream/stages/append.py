@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,13 @@ def append(
     joining = resume and work.exists()
     if resume and not joining:
         progress.note(f"{target}: nothing to resume; starting from the beginning")
-    with kernels_loading(atlas), hold_run(old.path, old.meta):
+    with kernels_loading(atlas) as kernels, hold_run(old.path, old.meta):
         job = EncodeJob(atlas, own, bind(own, atlas, settings, progress), settings, chunk_bytes, old.n_cells)
         plan = _plan(old, job, fingerprints)
         with work.lock(), keeping(work, target, drop=not joining):
             work.prepare(plan, own, join=joining, fill=lambda folder: _fill(folder, old, job.landmarks))
+            with timings.measure("kernels"):
+                wait([kernels])
             with timings.measure("stream"):
                 workers, held = run_partitions(
                     job,

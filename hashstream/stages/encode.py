@@ -7,7 +7,7 @@ table under ``parts/``; merging the tables is exact, so partitions may be done i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -123,7 +123,7 @@ def encode(
     for store in atlas.stores:
         if store.matrix_name != "X":
             progress.note(f"{store.path}: raw counts taken from {store.matrix_name}")
-    with kernels_loading(atlas):
+    with kernels_loading(atlas) as kernels:
         return _encode(
             atlas,
             target,
@@ -133,6 +133,7 @@ def encode(
             fit_settings,
             sample_cells,
             fingerprints,
+            kernels,
             timings,
             progress,
             seed=seed,
@@ -146,11 +147,10 @@ def encode(
 
 
 @contextmanager
-def kernels_loading(atlas: Atlas) -> Iterator[None]:
-    """Load compiled kernels meanwhile: half a second, which the fit and the making of the folder can hide."""
+def kernels_loading(atlas: Atlas) -> Iterator[Future[None]]:
+    """Load compiled kernels meanwhile: a quarter of a second, which the fit and the making of the folder can hide."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(_load_kernels, [store.matrix.read_rows(0, 1) for store in atlas.stores])
-        yield
+        yield pool.submit(_load_kernels, [store.matrix.read_rows(0, 1) for store in atlas.stores])
 
 
 def _load_kernels(chunks: list[CsrChunk]) -> None:
@@ -184,6 +184,7 @@ def _encode(
     fit_settings: PcaItqSettings | None,
     sample_cells: int,
     fingerprints: list[str],
+    kernels: Future[None],
     timings: Timings,
     progress: ProgressListener,
     *,
@@ -213,6 +214,8 @@ def _encode(
         work.prepare(plan, hasher, join=joining or partition is not None)
         mine = job.numbers if partition is None else job.numbers[partition.index :: partition.number]
         missing = [n for n in work.missing_parts(job.numbers) if n in mine]
+        with timings.measure("kernels"):
+            wait([kernels])  # two Python threads that start up together take turns
         with timings.measure("stream"):
             workers, held = run_partitions(
                 job,

@@ -133,14 +133,14 @@ class EncodeJob:
             bucket_bits=bucket_bits,
             with_halves=True,
         )
-        return _Tally(table, self.landmarks, self.first_row)
+        return _Tally(self, table)
 
 
 class _Tally:
     """Counts the chunks of consecutive partitions in one table."""
 
-    def __init__(self, table: BucketTable, landmarks: NDArray[np.int64], first_row: int) -> None:
-        self._table, self._landmark_rows, self._first_row = table, landmarks, first_row
+    def __init__(self, job: EncodeJob, table: BucketTable) -> None:
+        self._job, self._table = job, table
         self._n_empty = 0
         self._landmarks: list[NDArray[np.float32]] = []
 
@@ -153,12 +153,13 @@ class _Tally:
         with _Keeper() as counter:
             while n_done < len(codes):
                 first, encoded = next(chunks)
-                first += self._first_row
+                first += self._job.first_row
                 self._n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
                 codes[n_done : n_done + len(encoded.codes)] = encoded.codes
                 n_done += len(encoded.codes)
-                drawn = np.searchsorted(self._landmark_rows, [first, first + len(encoded.codes)])
-                self._landmarks.append(encoded.embedding[self._landmark_rows[slice(*drawn)] - first])
+                rows = self._job.landmarks  # not before the first chunk is being read
+                rows = rows[slice(*np.searchsorted(rows, [first, first + len(encoded.codes)]))]
+                self._landmarks.append(encoded.embedding[rows - first])
                 # One chunk is counted while the next is encoded. A cell's half is that of its row in the run.
                 counter.submit(self._table.add, encoded.codes, encoded.embedding, first_row=first)
                 advance(len(encoded.codes))
