@@ -17,7 +17,7 @@ from hashstream.kernels.largest import largest_columns
 from hashstream.kernels.moments import GeneMoments, gene_moments
 from hashstream.kernels.multi_index import MultiIndex
 from hashstream.kernels.neighbours import hamming_neighbours
-from hashstream.kernels.pack import pack_bits, prefix_mask, unpack_bits, words_for_bits
+from hashstream.kernels.pack import count_set_bits, pack_bits, prefix_mask, unpack_bits, words_for_bits
 from hashstream.kernels.plan import SearchPlan, plan_search
 from hashstream.kernels.residuals import residual_sums
 from hashstream.kernels.rows import RowFlag, check_rows, log_normalise
@@ -45,6 +45,7 @@ __all__ = [
     "SearchPlan",
     "check_rows",
     "count_buckets",
+    "count_set_bits",
     "count_within",
     "encode_rows",
     "gene_moments",

@@ -109,16 +109,16 @@ def below_mask(typingctx: Any, values: Any, at: Any, limit: Any) -> Any:
 
 
 @intrinsic
-def above_mask(typingctx: Any, values: Any, at: Any, limit: Any) -> Any:
-    """For 64 values ``values[at:]`` (flat, float32) a uint64 whose bit i says whether value i is above `limit`."""
+def above_or_nan_mask(typingctx: Any, values: Any, at: Any, limit: Any) -> Any:
+    """For 64 values ``values[at:]`` (flat, float32) a uint64 whose bit i says that value i is above `limit`, or NaN."""
     if limit != types.float32 or values.dtype != types.float32:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = ir.VectorType(ir.FloatType(), 64)
         pointer = builder.gep(_data_pointer(context, builder, signature.args[0], args[0]), [args[1]])
-        above = builder.fcmp_ordered(">", _vector_load(builder, pointer, vector), _splat(builder, args[2], vector))
-        return builder.bitcast(above, ir.IntType(64))
+        found = builder.fcmp_unordered(">", _vector_load(builder, pointer, vector), _splat(builder, args[2], vector))
+        return builder.bitcast(found, ir.IntType(64))
 
     return types.uint64(values, types.int64, types.float32), codegen
 

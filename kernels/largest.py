@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import float_matrix, share_rows
-from hashstream.kernels._intrinsics import above_mask, trailing_zeros
+from hashstream.kernels._intrinsics import above_or_nan_mask, trailing_zeros
 from hashstream.kernels._jit import jit
 
 
@@ -26,7 +26,10 @@ def _enter(kept, columns, n, value, column):  # type: ignore[no-untyped-def]
 
 @jit
 def _largest_columns(values, out):  # type: ignore[no-untyped-def]
-    """Columns come in ascending order, so that only a larger number displaces one that was met before."""
+    """Columns come in ascending order, so that only a larger number displaces one that was met before.
+
+    Says whether all went well: False where there is a NaN.
+    """
     n_rows, n_columns = values.shape
     k = out.shape[1]
     whole = n_columns - n_columns % 64
@@ -35,22 +38,31 @@ def _largest_columns(values, out):  # type: ignore[no-untyped-def]
         columns = out[row]
         n = 0
         for column in range(k):
+            if values[row, column] != values[row, column]:
+                return False
             _enter(kept, columns, n, values[row, column], column)
             n += 1
         at = k - k % 64
         while at < whole:
-            mask = above_mask(values, row * n_columns + at, kept[k - 1])
+            mask = above_or_nan_mask(values, row * n_columns + at, kept[k - 1])
             if at < k:  # the first of these have entered
                 mask &= ~np.uint64(0) << np.uint64(k - at)
             while mask:
                 column = at + trailing_zeros(mask)
                 mask &= mask - np.uint64(1)
-                if values[row, column] > kept[k - 1]:
-                    _enter(kept, columns, n, values[row, column], column)
+                value = values[row, column]
+                if value > kept[k - 1]:
+                    _enter(kept, columns, n, value, column)
+                elif value != value:
+                    return False
             at += 64
         for column in range(max(whole, k), n_columns):
-            if values[row, column] > kept[k - 1]:
-                _enter(kept, columns, n, values[row, column], column)
+            value = values[row, column]
+            if value > kept[k - 1]:
+                _enter(kept, columns, n, value, column)
+            elif value != value:
+                return False
+    return True
 
 
 def largest_columns(values: Any, k: int, *, n_threads: int = 1) -> NDArray[np.int32]:
@@ -79,9 +91,9 @@ def largest_columns(values: Any, k: int, *, n_threads: int = 1) -> NDArray[np.in
         raise ValueError(f"k is {k}, expected at least 1")
     if values.shape[1] > np.iinfo(np.int32).max:
         raise ValueError(f"values has {values.shape[1]} columns, expected at most 2**31 - 1")
-    if values.size and np.isnan(values.max(initial=-np.inf)):
-        raise ValueError("values holds NaN")
     out = np.empty((len(values), min(int(k), values.shape[1])), np.int32)
     if out.size:
-        share_rows(lambda start, stop: _largest_columns(values[start:stop], out[start:stop]), len(values), n_threads)
+        parts = share_rows(lambda a, b: _largest_columns(values[a:b], out[a:b]), len(values), n_threads)
+        if not all(parts):
+            raise ValueError("values holds NaN")
     return out

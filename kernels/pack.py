@@ -100,6 +100,54 @@ def unpack_bits(codes: Any, n_bits: int) -> NDArray[np.uint8]:
     return values
 
 
+@jit
+def _count_set(codes, groups, counts):  # type: ignore[no-untyped-def]
+    for row in range(len(codes)):
+        group = groups[row]
+        if group < 0:
+            continue
+        for word in range(codes.shape[1]):
+            bits = codes[row, word]
+            part = counts[group, word * 64 : word * 64 + 64]
+            for b in range(64):  # a fixed length becomes vector instructions
+                part[b] += np.int64((bits >> np.uint64(b)) & np.uint64(1))
+
+
+def count_set_bits(codes: Any, groups: Any, n_groups: int, n_bits: int) -> NDArray[np.int64]:
+    """In how many codes of each group each bit is set.
+
+    Parameters
+    ----------
+    codes : (n, n_words) uint64
+    groups : (n,) integer
+        The group of each code; those below 0 are left out.
+    n_groups, n_bits : int
+
+    Returns
+    -------
+    (n_groups, n_bits) int64
+
+    Raises
+    ------
+    TypeError
+        `codes` is not uint64, or `groups` are no integers.
+    ValueError
+        Shapes that do not fit, a group that is not below `n_groups`, or codes of fewer than `n_bits` bits.
+    """
+    codes, groups = codes_array(codes), np.asarray(groups)
+    if groups.dtype.kind not in "iu":
+        raise TypeError(f"groups has dtype {groups.dtype}, expected an integer dtype")
+    if groups.shape != (len(codes),):
+        raise ValueError(f"groups has shape {groups.shape}, expected ({len(codes)},), one for each code")
+    if len(groups) and int(groups.max()) >= n_groups:
+        raise ValueError(f"groups goes up to {int(groups.max())}, expected less than {n_groups}")
+    if not 0 <= n_bits <= codes.shape[1] * WORD_BITS:
+        raise ValueError(f"n_bits is {n_bits}, expected 0 to {codes.shape[1] * WORD_BITS}")
+    counts = np.zeros((n_groups, codes.shape[1] * WORD_BITS), np.int64)
+    _count_set(codes, np.ascontiguousarray(groups, dtype=np.int64), counts)
+    return counts[:, :n_bits]
+
+
 def prefix_mask(n_bits: int, n_words: int) -> NDArray[np.uint64]:
     """The words whose lowest `n_bits` bits are 1: a code and-ed with it is the bucket of that length.
 

@@ -164,6 +164,12 @@ def pack_bits(values: Any) -> NDArray[np.uint64]:
     return codes
 
 
+def count_set_bits(codes: Any, groups: Any, n_groups: int, n_bits: int) -> NDArray[np.int64]:
+    """See `hashstream.kernels.pack.count_set_bits`."""
+    bits = unpack_bits(codes, n_bits).astype(np.int64)
+    return np.array([bits[np.asarray(groups) == group].sum(axis=0) for group in range(n_groups)])
+
+
 def unpack_bits(codes: Any, n_bits: int) -> NDArray[np.uint8]:
     """The first bits of codes as bytes 0 and 1."""
     values = np.zeros((len(codes), n_bits), np.uint8)

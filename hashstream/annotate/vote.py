@@ -79,6 +79,7 @@ def vote_labels(
     if len(labelled) == 0:
         raise InputError("no cell of the reference has a label; choose another column with --labels.")
     votes_of = label_counts[labelled].astype(np.float64)
+    cells_of = votes_of.sum(axis=1)
     n_voters = min(n_neighbours, len(labelled))
     mask = prefix_mask(min(query.bucket_bits, reference.bucket_bits), query.codes.shape[1])
     query_codes, reference_codes = query.codes & mask, reference.codes[labelled] & mask
@@ -94,9 +95,9 @@ def vote_labels(
         block = slice(start, min(start + rows_at_once, query.n_tokens))
         cosines = np.matmul(query_means[block], reference_means, out=room[: block.stop - start])
         voters = largest_columns(cosines, n_voters, n_threads=n_threads)
-        cells = votes_of[voters].sum(axis=2)
+        cells = cells_of[voters]
         voting = np.cumsum(cells, axis=1) - cells < n_neighbours
-        votes = np.einsum("qk,qkl->ql", voting, votes_of[voters])
+        votes = np.matmul(voting.astype(np.float64)[:, None], votes_of[voters])[:, 0]
         total = votes.sum(axis=1)
         labels[block] = votes.argmax(axis=1)
         confidence[block] = votes.max(axis=1) / total

@@ -111,14 +111,6 @@ def _tables(weight: NDArray[np.float64], offset: NDArray[np.float64], n_words: i
     )
 
 
-def count_set_bits(
-    codes: NDArray[np.uint64], labels: NDArray[np.int32], n_clusters: int, n_bits: int
-) -> NDArray[np.int64]:
-    """Cells of each cluster that have each bit set: (n_clusters, n_bits) int64."""
-    bits = unpack_bits(codes, n_bits).astype(bool)
-    return np.stack([np.bincount(labels[column], minlength=n_clusters) for column in bits.T], axis=1)
-
-
 def _logistic_regression(
     signs: NDArray[np.float32], labels: NDArray[np.int32], n_clusters: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

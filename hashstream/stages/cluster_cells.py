@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashstream.cluster import UNSURE, cluster_landmarks
-from hashstream.cluster.cells import BitProfiles, count_set_bits
+from hashstream.cluster.cells import BitProfiles
+from hashstream.kernels import count_set_bits
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run, categories
 
 _SAMPLED = 20_000
@@ -137,9 +138,9 @@ def profiles_of_buckets(run: Run, labels: NDArray[np.int32], n: int) -> BitProfi
     some = []
     for rows, buckets in _blocks(run):
         codes, own = run.codes(rows.start, rows.stop), labels[buckets]
+        set_bits += count_set_bits(codes, own, n, run.n_bits)
         if (labels < 0).any():
             codes, own = codes[own >= 0], own[own >= 0]
-        set_bits += count_set_bits(codes, own, n, run.n_bits)
         sizes += np.bincount(own, minlength=n)
         picked = slice(-rows.start % step, None, step)
         some.append((codes[picked], own[picked]))

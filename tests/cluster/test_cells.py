@@ -7,8 +7,8 @@ import pytest
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from hashstream.cluster.cells import BitProfiles, count_set_bits
-from hashstream.kernels import pack_bits, unpack_bits
+from hashstream.cluster.cells import BitProfiles
+from hashstream.kernels import count_set_bits, pack_bits, unpack_bits
 
 
 def mixed_codes(n_bits: int, n: int = 6000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

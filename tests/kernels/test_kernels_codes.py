@@ -43,6 +43,36 @@ def test_packing_agrees_and_goes_back(seed: int, n: int, n_bits: int, dtype: Any
     np.testing.assert_array_equal(bits, (values > 0).astype(np.uint8))
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.sampled_from(SIZES),
+    n_bits=st.sampled_from([1, 16, 63, 64, 65, 128, 130]),
+    n_groups=st.sampled_from([1, 3, 60]),
+)
+@settings(max_examples=40, deadline=None)
+def test_set_bits_are_counted_by_group(seed: int, n: int, n_bits: int, n_groups: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 2**64, (n, -(-n_bits // 64)), dtype=np.uint64)
+    groups = rng.integers(-1, n_groups, n).astype(np.int32)
+    counts = kernels.count_set_bits(codes, groups, n_groups, n_bits)
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, reference.count_set_bits(codes, groups, n_groups, n_bits))
+
+
+@pytest.mark.parametrize(
+    ("groups", "n_bits", "error", "message"),
+    [
+        (np.array([0, 2]), 8, ValueError, "groups goes up to 2"),
+        (np.array([0]), 8, ValueError, r"groups has shape \(1,\)"),
+        (np.array([0.0, 1.0]), 8, TypeError, "groups has dtype float64"),
+        (np.array([0, 1]), 65, ValueError, "n_bits is 65"),
+    ],
+)
+def test_counting_set_bits_refuses(groups: Any, n_bits: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        kernels.count_set_bits(np.zeros((2, 1), np.uint64), groups, 2, n_bits)
+
+
 def test_packing_takes_views_and_refuses_other_types() -> None:
     wide = np.random.default_rng(0).standard_normal((70, 200)).astype(np.float32)
     view = wide[3::2, 5:170:2]

@@ -40,6 +40,16 @@ def test_rising_rows_of_which_every_number_enters() -> None:
     np.testing.assert_array_equal(kernels.largest_columns(values, 3), [[999, 998, 997]])
 
 
+@pytest.mark.parametrize("n_columns", [1, 64, 65, 200])
+@pytest.mark.parametrize("k", [1, 15, 64, 130])
+def test_a_nan_anywhere_is_refused(n_columns: int, k: int) -> None:
+    for column in range(n_columns):
+        values = np.random.default_rng(column).random((4, n_columns), dtype=np.float32)
+        values[2, column] = np.nan
+        with pytest.raises(ValueError, match="NaN"):
+            kernels.largest_columns(values, k, n_threads=2)
+
+
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="k is 0"):
         kernels.largest_columns(np.zeros((2, 3), np.float32), 0)
