@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hashstream.atlas._elements import read_element
 from hashstream.atlas.counts import choose_counts
 from hashstream.atlas.layout import check_lengths
 from hashstream.atlas.matrix import RowMatrix, open_matrix
@@ -141,13 +142,11 @@ class Store:
                 raise InputError(f"{self.path}: not an AnnData store: it has no {name!r}.") from error
 
     def _read_element(self, name: str, n_rows: int) -> Any:
-        from anndata.io import read_elem
-
         node = self._node(name)
         with _opening(self.path):
             check_lengths(node, n_rows, f"{self.path}: {name}")
         try:
-            return read_elem(node)
+            return read_element(node)
         except HashStreamError:
             raise
         except Exception as error:

@@ -1,0 +1,81 @@
+"""Elements that are read without AnnData, against AnnData."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from anndata.io import read_elem, write_elem
+
+from hashstream.atlas._elements import _read_plain, read_element
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+PLAIN = pd.DataFrame(
+    {
+        "type": pd.Categorical(["b", "a", None, "b"], categories=["b", "a", "c"]),
+        "stage": pd.Categorical([2, 1, 2, 2], ordered=True),
+        "depth": np.array([0.5, np.nan, 1, 2], dtype=np.float32),
+        "n": np.arange(4),
+        "kept": [True, False, True, True],
+        "name": ["x", "", "z", "µ"],
+    },
+    index=[f"c{i}" for i in range(4)],
+)
+
+
+@pytest.fixture(params=["zarr", "h5ad"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "zarr":
+        return zarr.open_group(tmp_path / "store.zarr", mode="w")
+    return h5py.File(tmp_path / "store.h5ad", "w")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        PLAIN,
+        PLAIN.rename_axis("cell"),
+        PLAIN.set_axis(pd.Index(PLAIN["name"], name="name")),
+        PLAIN[[]],
+        PLAIN.iloc[:0],
+    ],
+    ids=["plain", "named index", "index that is a column", "no columns", "no rows"],
+)
+def test_plain_tables_are_as_anndata_reads_them(root: Any, table: pd.DataFrame) -> None:
+    write_elem(root, "obs", table)
+    found = _read_plain(root["obs"])
+    pd.testing.assert_frame_equal(found, read_elem(root["obs"]), check_index_type="exact", check_column_type="exact")
+    for name in table.columns:
+        if name in root["obs"]:
+            one, expected = read_element(root[f"obs/{name}"]), read_elem(root[f"obs/{name}"])
+            assert type(one) is type(expected)
+            pd.testing.assert_series_equal(pd.Series(one), pd.Series(expected))
+
+
+def test_other_elements_are_left_to_anndata(root: Any) -> None:
+    table = PLAIN[["depth"]].assign(missing=pd.array([1, None, 3, 4], dtype="Int64"))
+    write_elem(root, "obs", table)
+    write_elem(root, "matrix", np.eye(2))
+    write_elem(root, "mapping", {"a": 1})
+    for name in ("obs", "obs/missing", "matrix", "mapping"):
+        assert _read_plain(root[name]) is None
+    pd.testing.assert_frame_equal(read_element(root["obs"]), read_elem(root["obs"]))
+    assert read_element(root["mapping"]) == {"a": 1}
+
+
+def test_what_anndata_writes_is_plain(tmp_path: Path) -> None:
+    """Whole files, as a user has them: so that AnnData need not be loaded for the usual ones."""
+    cells = anndata.AnnData(np.ones((4, 2), np.float32), obs=PLAIN.copy(), var=pd.DataFrame(index=["g1", "g2"]))
+    cells.write_zarr(tmp_path / "cells.zarr")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    for store in (zarr.open_group(tmp_path / "cells.zarr", mode="r"), h5py.File(tmp_path / "cells.h5ad", "r")):
+        for name in ("obs", "var"):
+            found = _read_plain(store[name])
+            pd.testing.assert_frame_equal(found, read_elem(store[name]))
