@@ -10,6 +10,7 @@ from hashstream.kernels.buckets import (
     new_bucket_arrays,
     shorten_buckets,
 )
+from hashstream.kernels.distances import squared_distances
 from hashstream.kernels.encode import ACTIVATIONS, EncodedRows, EncoderWeights, GeneMap, encode_rows, prepare_weights
 from hashstream.kernels.gram import gram_times, rows_times
 from hashstream.kernels.hamming import hamming_distances, hamming_topk
@@ -68,6 +69,7 @@ __all__ = [
     "residual_sums",
     "rows_times",
     "shorten_buckets",
+    "squared_distances",
     "unpack_bits",
     "ward_linkage",
     "words_for_bits",

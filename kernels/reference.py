@@ -178,6 +178,16 @@ def unpack_bits(codes: Any, n_bits: int) -> NDArray[np.uint8]:
     return values
 
 
+def squared_distances(points: Any, others: Any, *, first_row: int = 0) -> NDArray[np.float64]:
+    """See `hashstream.kernels.distances.squared_distances`."""
+    points, others = np.asarray(points, dtype=np.float64), np.asarray(others)
+    differences = points[others] - points[first_row : first_row + len(others), None]
+    total = np.zeros(others.shape)
+    for d in range(points.shape[1]):
+        total += differences[:, :, d] * differences[:, :, d]
+    return total
+
+
 def prefix_mask(n_bits: int, n_words: int) -> NDArray[np.uint64]:
     """The words whose lowest bits are 1."""
     mask = np.zeros(n_words, np.uint64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.kernels import largest_columns
+from hashstream.kernels import largest_columns, squared_distances
 
 _SCORES = 1 << 23  # scores held at a time: 32 MiB
 _SPARE = 8  # candidates beyond the k that are wanted: float32 may order near ties wrongly
@@ -48,16 +48,17 @@ def token_neighbours(points: NDArray[np.float32], k: int, *, n_threads: int = 1)
     half_squares = 0.5 * (wide * wide).sum(axis=1)
     # A score is a product less half the square of the other point: one more column of ones and of these.
     left = np.column_stack([wide, np.ones(len(wide))]).astype(np.float32)
-    right = np.column_stack([wide, -half_squares]).astype(np.float32).T
+    right = np.ascontiguousarray(np.column_stack([wide, -half_squares]).astype(np.float32).T)
     indices = np.empty((len(points), k), dtype=np.int64)
     distances = np.empty((len(points), k))
     step = max(1, _SCORES // len(points))
+    room = np.empty((min(step, len(points)), len(points)), dtype=np.float32)
     for start in range(0, len(points), step):
         own = np.arange(start, min(start + step, len(points)))
-        scores = left[own] @ right
+        scores = np.matmul(left[start : start + step], right, out=room[: len(own)])
         scores[own - start, own] = -np.inf  # a point is left out of its own neighbours, even among duplicates
         near = np.sort(largest_columns(scores, min(k + _SPARE, len(points) - 1), n_threads=n_threads), axis=1)
-        squared = ((wide[near] - wide[own][:, None]) ** 2).sum(axis=2)
+        squared = squared_distances(wide, near, first_row=start, n_threads=n_threads)
         order = np.argsort(squared, axis=1, kind="stable")[:, :k]
         indices[own] = np.take_along_axis(near, order, axis=1)
         distances[own] = np.sqrt(np.take_along_axis(squared, order, axis=1))
