@@ -21,7 +21,7 @@ from hashstream.kernels.neighbours import hamming_neighbours
 from hashstream.kernels.pack import count_set_bits, pack_bits, prefix_mask, unpack_bits, words_for_bits
 from hashstream.kernels.plan import SearchPlan, plan_search
 from hashstream.kernels.residuals import residual_sums
-from hashstream.kernels.rows import RowFlag, check_rows, log_normalise
+from hashstream.kernels.rows import RowFlag, check_rows, log_normalise, row_totals
 from hashstream.kernels.ward import ward_linkage
 from hashstream.kernels.within import (
     CodesWithin,
@@ -67,6 +67,7 @@ __all__ = [
     "prefix_mask",
     "prepare_weights",
     "residual_sums",
+    "row_totals",
     "rows_times",
     "shorten_buckets",
     "squared_distances",

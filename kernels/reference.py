@@ -62,6 +62,12 @@ def check_rows(indptr: Any, indices: Any, data: Any, n_genes: int) -> NDArray[np
     return flags
 
 
+def row_totals(indptr: Any, indices: Any, data: Any, n_genes: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Sums of the counts of rows that are right, 0 of others, and `check_rows`."""
+    flags = check_rows(indptr, indices, data, n_genes)
+    return _totals(indptr, data, flags), flags
+
+
 def _totals(indptr: Any, data: Any, flags: NDArray[np.uint8]) -> NDArray[np.float64]:
     totals = np.zeros(len(flags))
     for row in np.flatnonzero(flags == RowFlag.OK):
@@ -71,7 +77,7 @@ def _totals(indptr: Any, data: Any, flags: NDArray[np.uint8]) -> NDArray[np.floa
 
 def log_normalise(indptr: Any, indices: Any, data: Any, n_genes: int, *, target_sum: float) -> NDArray[np.float32]:
     """float32(log1p(count * (target_sum / total))); 0 in rows that are empty or bad."""
-    totals = _totals(indptr, data, check_rows(indptr, indices, data, n_genes))
+    totals, _ = row_totals(indptr, indices, data, n_genes)
     out = np.zeros(len(data), np.float32)
     for row in np.flatnonzero(totals):
         part = slice(indptr[row], indptr[row + 1])

@@ -158,7 +158,20 @@ def check_rows(indptr: Any, indices: Any, data: Any, n_genes: int) -> NDArray[np
     TypeError, ValueError
         The arrays are not the three of a CSR matrix.
     """
-    return check_arrays(*csr_arrays(indptr, indices, data), n_genes)[1]
+    return row_totals(indptr, indices, data, n_genes)[1]
+
+
+def row_totals(indptr: Any, indices: Any, data: Any, n_genes: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """What the counts of each row sum to, and what is wrong with it; takes and raises what `check_rows` does.
+
+    Returns
+    -------
+    totals : (n,) float64
+        0 for a row that cannot be encoded.
+    flags : (n,) uint8
+        `RowFlag` of each row.
+    """
+    return check_arrays(*csr_arrays(indptr, indices, data), n_genes)
 
 
 @jit

@@ -13,7 +13,7 @@ from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.open import Atlas
 from hashstream.atlas.stream import RowRange, stream_chunks
 from hashstream.errors import InputError
-from hashstream.kernels import RowFlag, check_rows
+from hashstream.kernels import RowFlag, row_totals
 
 BLOCK_ROWS = 256
 DEFAULT_SAMPLE_CELLS = 50_000
@@ -121,12 +121,9 @@ def draw_sample(
     blocks = []
     for rows, chunk in stream_chunks(atlas, ranges):
         store = atlas.stores[rows.store]
-        raise_on_bad_rows(
-            check_rows(chunk.indptr, chunk.indices, chunk.data, chunk.n_genes),
-            first_row=chunk.start - atlas.offsets[rows.store],
-            where=store.matrix.where,
-        )
-        blocks.append(_block(chunk, columns[rows.store]))
+        totals, flags = row_totals(chunk.indptr, chunk.indices, chunk.data, chunk.n_genes)
+        raise_on_bad_rows(flags, first_row=chunk.start - atlas.offsets[rows.store], where=store.matrix.where)
+        blocks.append(_block(chunk, columns[rows.store], totals))
     sample = Sample(tuple(block for block in blocks if len(block.totals)), names, ids)
     if sample.n_cells == 0:
         raise InputError(
@@ -216,14 +213,13 @@ def _draw_ranges(atlas: Atlas, *, n_cells: int, seed: int) -> list[RowRange]:
     return ranges
 
 
-def _block(chunk: CsrChunk, columns: NDArray[np.integer]) -> SampleBlock:
+def _block(chunk: CsrChunk, columns: NDArray[np.integer], totals: NDArray[np.float64]) -> SampleBlock:
     """The cells of a chunk that have counts, over the kept genes under their new numbers."""
-    lengths = np.diff(chunk.indptr)
-    cells = np.repeat(np.arange(chunk.n_rows), lengths)
-    totals = np.bincount(cells, weights=chunk.data, minlength=chunk.n_rows).astype(np.float64)
-    genes = columns[chunk.indices]
-    kept = (genes != _absent(columns)) & (totals > 0)[cells]
-    counted = totals > 0
+    genes, counted = columns[chunk.indices], totals > 0
+    if counted.all() and genes.max() < _absent(columns):
+        return SampleBlock(chunk.indptr.copy(), genes, chunk.data.copy(), totals, np.arange(chunk.start, chunk.stop))
+    cells = np.repeat(np.arange(chunk.n_rows), np.diff(chunk.indptr))
+    kept = (genes != _absent(columns)) & counted[cells]
     indptr = np.zeros(int(counted.sum()) + 1, dtype=np.int64)
     np.cumsum(np.bincount(cells[kept], minlength=chunk.n_rows)[counted], out=indptr[1:])
     rows = chunk.start + np.flatnonzero(counted)

@@ -206,6 +206,10 @@ def test_rows_of_any_damage_agree_with_the_reference(seed: int, dtype: Any) -> N
         data[rng.integers(0, len(data), 4)] = rng.choice([np.nan, np.inf, -1, 0.5, 0], 4)
     flags = reference.check_rows(indptr, indices, data, 35)
     np.testing.assert_array_equal(kernels.check_rows(indptr, indices, data, 35), flags)
+    for ours, expected in zip(
+        kernels.row_totals(indptr, indices, data, 35), reference.row_totals(indptr, indices, data, 35), strict=True
+    ):
+        np.testing.assert_array_equal(ours, expected)
     weights = make_weights(rng, 20, (9,), 16)
     gene_map = make_map(rng, 35, 20, rising=False)
     assert_same(
