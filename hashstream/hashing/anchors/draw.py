@@ -19,7 +19,7 @@ from hashstream.atlas.sample import (
 )
 from hashstream.atlas.stream import plan_ranges, stream_chunks
 from hashstream.errors import InputError
-from hashstream.kernels import check_rows
+from hashstream.kernels import row_totals
 
 #: Share of the drawn cells that may be without a label, where there are any.
 _UNLABELLED_SHARE = 0.2
@@ -105,13 +105,11 @@ def read_cells(atlas: Atlas, rows: NDArray[np.int64], columns: list[NDArray[np.i
     blocks: list[SampleBlock] = []
     for span, chunk in stream_chunks(atlas, wanted):
         store = atlas.stores[span.store]
-        raise_on_bad_rows(
-            check_rows(chunk.indptr, chunk.indices, chunk.data, chunk.n_genes),
-            first_row=chunk.start - atlas.offsets[span.store],
-            where=store.matrix.where,
-        )
+        totals, flags = row_totals(chunk.indptr, chunk.indices, chunk.data, chunk.n_genes)
+        raise_on_bad_rows(flags, first_row=chunk.start - atlas.offsets[span.store], where=store.matrix.where)
         first, last = np.searchsorted(rows, [span.start, span.stop])
-        block = _block(chunk.take(rows[first:last] - chunk.start), columns[span.store])
+        drawn = rows[first:last] - chunk.start
+        block = _block(chunk.take(drawn), columns[span.store], totals[drawn])
         if len(block.totals):
             blocks.append(replace(block, rows=rows[first:last][block.rows]))
     if not blocks:
