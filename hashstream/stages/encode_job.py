@@ -92,7 +92,7 @@ class EncodeJob:
         """
         progress.start("encode", self.count(numbers), "cells")
         try:
-            with closing(self._chunks(numbers)) as chunks, _Keeper() as keeper:
+            with closing(self._chunks(numbers)) as chunks, _Turns() as keeper:
                 tally, bucket_bits = None, self.settings.bucket_bits
                 for number, following in zip_longest(numbers, numbers[1:]):
                     if tally is None:
@@ -150,7 +150,7 @@ class _Tally:
         """Take the chunks of rows `start` to `stop` of the run: their codes (stop - start, n_words) uint64."""
         codes = np.empty((stop - start, self._table.n_words), dtype=np.uint64)
         n_done = 0
-        with _Keeper() as counter:
+        with _Turns() as counter:
             while n_done < len(codes):
                 first, encoded = next(chunks)
                 first += self._job.first_row
@@ -171,11 +171,11 @@ class _Tally:
         return Part(self._table, self._n_empty, np.concatenate(self._landmarks))
 
 
-class _Keeper:
-    """Does one thing after the other in a thread of its own; whoever brings the next waits until the last is done."""
+class _Turns:
+    """A thread that does one thing after the other; whoever brings the next waits until the last is done."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "hashstream-keeper")
+        self._pool = ThreadPoolExecutor(1, "hashstream-turns")
         self._last: Future[None] | None = None
 
     def submit(self, do: Callable[..., None], *arguments: Any, **named: Any) -> None:
@@ -185,7 +185,7 @@ class _Keeper:
             last.result()
         self._last = self._pool.submit(do, *arguments, **named)
 
-    def __enter__(self) -> _Keeper:
+    def __enter__(self) -> _Turns:
         return self
 
     def __exit__(self, *failure: object) -> None:
