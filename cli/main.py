@@ -14,6 +14,7 @@ from hashstream import __version__
 from hashstream.cli import annotate_commands, commands, search_commands
 from hashstream.cli.config import load_config, load_defaults, merge
 from hashstream.cli.context import Session
+from hashstream.cli.interrupts import interrupts_that_count
 
 EXIT_INTERRUPTED = 130
 
@@ -67,7 +68,8 @@ def main(args: list[str] | None = None) -> None:
     """Entry point: run the command line and exit with 0, 1 failed, 2 usage, 3 partial, or 130 interrupted."""
     # Imports make hundreds of thousands of objects that stay: looking through them every 700 takes half a second.
     gc.set_threshold(50_000, 20, 50)
-    code = run(sys.argv[1:] if args is None else args)
+    with interrupts_that_count():
+        code = run(sys.argv[1:] if args is None else args)
     # Before it ends, Python looks for cycles in all that was imported: up to half a second, for nothing.
     gc.freeze()
     sys.exit(code)

@@ -1,0 +1,51 @@
+"""Ctrl-C at the moments at which Python would swallow it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, signal, time, weakref
+from hashstream.cli.interrupts import interrupts_that_count
+{before}
+
+def send():
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):  # the signal is looked for between instructions
+        pass
+
+class Finalised:
+    def __del__(self):
+        send()
+
+class Dropped:
+    pass
+
+dropped = Dropped()
+weakref.finalize(dropped, send).atexit = False
+try:
+    with interrupts_that_count():
+        {act}
+        time.sleep(1)
+    print("not interrupted")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def run(handler: str, act: str) -> tuple[str, str]:
+    script = SCRIPT.format(before=f"signal.signal(signal.SIGINT, {handler})", act=act)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("act", ["del dropped", "Finalised()", "send()"])
+def test_an_interrupt_is_never_lost(act: str) -> None:
+    assert run("signal.default_int_handler", act) == ("interrupted\n", "")
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    assert run("signal.SIG_IGN", "send()") == ("not interrupted\n", "")
