@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -45,6 +46,19 @@ def run(handler: str, act: str) -> tuple[str, str]:
 @pytest.mark.parametrize("act", ["del dropped", "Finalised()", "send()"])
 def test_an_interrupt_is_never_lost(act: str) -> None:
     assert run("signal.default_int_handler", act) == ("interrupted\n", "")
+
+
+def test_at_the_end_of_the_process_there_is_no_traceback() -> None:
+    script = """
+import atexit, os, signal
+from hashstream.cli.interrupts import interrupts_that_count
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+with interrupts_that_count():
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_what_is_ignored_stays_ignored() -> None:
