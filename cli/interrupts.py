@@ -18,7 +18,8 @@ _AGAIN_S = 0.01
 def interrupts_that_count() -> Iterator[None]:
     """Have SIGINT raise KeyboardInterrupt, but a moment later where that would be swallowed; for the main thread.
 
-    It is for all that a process does: afterwards, while Python shuts down, SIGINT ends it without a word. Nothing changes where SIGINT is ignored, as in the background of a shell, or has a handler of its own.
+    It is for all that a process does: afterwards, while Python shuts down, SIGINT ends it without a word. Nothing
+    changes where SIGINT is ignored, as in the background of a shell, or has a handler of its own.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or not hasattr(signal, "setitimer"):
         yield

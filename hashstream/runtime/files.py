@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from hashstream.errors import TargetExistsError
+
+_PAUSES_S = (0.01, 0.05, 0.2, 0.5)
 
 
 def partial_path(target: Path) -> Path:
@@ -36,7 +40,21 @@ def publish(partial: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it is there.
+
+    After an interrupt, threads of the storage library may still write into the folder for a moment.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return _remove(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+        time.sleep(pause_s)
+    _remove(path)
+
+
+def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

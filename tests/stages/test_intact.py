@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import anndata
 import pytest
@@ -12,6 +15,7 @@ from hashstream.atlas.ingest import ingest
 from hashstream.atlas.write import AtlasWriter
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
+from hashstream.runtime.files import remove
 from hashstream.runtime.folder_lock import FolderLock
 from hashstream.runtime.run import Run
 from hashstream.stages import export as export_stage
@@ -146,6 +150,26 @@ def test_a_record_that_was_changed_without_its_checksum(run: Run) -> None:
             Run.open(run.path)
         with pytest.raises(InputError, match="run.json: damaged: its content is not what its checksum says"):
             run.note_stage("cluster", {})
+
+
+def test_a_folder_is_removed_though_something_is_still_written_into_it(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    end = time.monotonic() + 0.1
+
+    def write() -> None:
+        number = 0
+        while time.monotonic() < end:
+            with suppress(FileNotFoundError):
+                (folder / str(number)).touch()
+            number += 1
+
+    writer = Thread(target=write)
+    writer.start()
+    remove(folder)
+    writer.join()
+    assert not folder.exists()
+    remove(folder)
 
 
 def test_a_write_that_was_cut_short_is_a_full_disk() -> None:
