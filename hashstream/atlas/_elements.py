@@ -1,7 +1,7 @@
 """Tables and columns of AnnData stores.
 
 AnnData reads them. The plainest kinds, which gene names and labels mostly are, are read here as AnnData would: loading
-it (and dask with it) takes a third of a second and 30 MiB, which a stage that needs nothing else of it can do without.
+it, and dask with it, would be much of the start-up of a stage that needs nothing else of it.
 """
 
 from __future__ import annotations

@@ -50,27 +50,32 @@ def read_record(run: Path) -> dict[str, Any]:
     InputError
         It is not there, damaged, lacks what stages read, or is of another format version.
     """
-    return _checked(run, NEXT if _holds_already(run) else META)
-
-
-def _holds_already(run: Path) -> bool:
-    """Whether the record to come is that of the table that is there."""
+    following = _following(run)
+    if following is not None:
+        return _checked(run, NEXT, following)
     try:
-        return bool(json.loads((run / NEXT).read_text())[_CELLS_DIGEST] == file_digest(run / CELLS))
+        return _checked(run, META, (run / META).read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{run}: not a run of HashStream: it has no {META}.") from error
+
+
+def _following(run: Path) -> str | None:
+    """The record to come, if the table that it goes with is there; read once, as it may go at any moment."""
+    try:
+        text = (run / NEXT).read_text()
+        return text if json.loads(text)[_CELLS_DIGEST] == file_digest(run / CELLS) else None
     except FileNotFoundError:
-        return False
+        return None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{run}/{NEXT}: damaged ({type(error).__name__}: {error}). Remove it, and do the last stage again."
         ) from error
 
 
-def _checked(run: Path, name: str) -> dict[str, Any]:
+def _checked(run: Path, name: str, text: str) -> dict[str, Any]:
     try:
-        meta = json.loads((run / name).read_text())
+        meta = json.loads(text)
         version = meta["format_version"]
-    except FileNotFoundError as error:
-        raise InputError(f"{run}: not a run of HashStream: it has no {META}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run}/{name}: damaged ({type(error).__name__}: {error}). Encode again.") from error
     if version != FORMAT_VERSION:

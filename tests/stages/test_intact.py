@@ -15,7 +15,7 @@ from hashstream.atlas.ingest import ingest
 from hashstream.atlas.write import AtlasWriter
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
-from hashstream.runtime.files import remove
+from hashstream.runtime.files import file_digest, remove
 from hashstream.runtime.folder_lock import FolderLock
 from hashstream.runtime.run import Run
 from hashstream.stages import export as export_stage
@@ -115,6 +115,23 @@ def test_columns_and_record_change_together_or_not_at_all(
     assert number() == (3 if n_renamed < 2 else 5)
     cluster(run.path, n_clusters=4)
     assert number() == 4
+    assert not (run.path / "run.next.json").exists()
+
+
+def test_a_record_that_takes_its_place_while_it_is_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer may finish at any moment of a reader, also right after the reader has seen the record to come."""
+    cluster(run, n_clusters=3)
+    sealed = json.loads((run.path / "run.json").read_text())
+    sealed["cells_sha256"] = file_digest(run.path / "cells.parquet")
+    (run.path / "run.next.json").write_text(json.dumps(sealed))
+
+    def finish(path: Path) -> str:
+        found = file_digest(path)
+        (run.path / "run.next.json").unlink()
+        return found
+
+    monkeypatch.setattr("hashstream.runtime.record.file_digest", finish)
+    assert Run.open(run.path).meta["stages"]["cluster"]["n_clusters"] == 3
     assert not (run.path / "run.next.json").exists()
 
 
