@@ -66,7 +66,7 @@ def stream_atlas(sizes: Sizes, seed: int) -> dict[str, Any]:
         chunks = [(rows, copy(chunk)) for rows, chunk in stream_chunks(opened, plan_ranges(opened))]
         bound = [hasher.bind(store.var, where=str(store.path)) for store in opened.stores]
         start = time.perf_counter()
-        made["device_cells"] = sum(len(rows.flags) for _, _, rows in encode_on_device(chunks, bound, max_bytes=8 << 30))
+        made["device_cells"] = sum(len(rows.flags) for _, rows in encode_on_device(chunks, bound, max_bytes=8 << 30))
         made["device_s"] = time.perf_counter() - start
         del chunks
         runs = {}

@@ -2,16 +2,16 @@
 
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.open import Atlas, Store, open_atlas, open_store
-from hashstream.atlas.stream import RowRange, plan_ranges, read_range, stream_chunks
+from hashstream.atlas.stream import RowRange, map_chunks, plan_ranges, stream_chunks
 
 __all__ = [
     "Atlas",
     "CsrChunk",
     "RowRange",
     "Store",
+    "map_chunks",
     "open_atlas",
     "open_store",
     "plan_ranges",
-    "read_range",
     "stream_chunks",
 ]

@@ -6,14 +6,14 @@ The arrays are read as they are stored, without AnnData on top: slices are conti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
+from hashstream.atlas._slices import Buffers, Slice, SlicedArray, chunk_elements
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.layout import check_counts_dtype, check_sparse_arrays, stated_shape
 from hashstream.atlas.missing import check_chunks, check_dense_chunks
@@ -40,8 +40,28 @@ class RowMatrix(Protocol):
     def chunk_edges(self, start: int, stop: int, max_bytes: int) -> list[int]:
         """Rows at which to cut rows `start` to `stop` so that each piece takes at most about `max_bytes`."""
 
-    def read_rows(self, start: int, stop: int, buffers: Buffers | None = None) -> CsrChunk:
-        """Rows `start` to `stop`; the chunk may lie in `buffers`, and lasts until they are given to another."""
+    @property
+    def decoding_bytes(self) -> int:
+        """Bytes that each thread takes beside the chunk that it reads."""
+
+    def rows_to_read(self, start: int, stop: int, after: RowsToRead | None = None) -> RowsToRead:
+        """Rows `start` to `stop`, to be read later and by any thread.
+
+        Parameters
+        ----------
+        after
+            What was made for the rows before these, if it was; threads must begin to read it first.
+        """
+
+    def read_rows(self, start: int, stop: int) -> CsrChunk:
+        """Rows `start` to `stop`."""
+
+
+class RowsToRead(Protocol):
+    """Rows of a matrix that are yet to be read."""
+
+    def read(self, buffers: Buffers) -> CsrChunk:
+        """The rows, once; the chunk may lie in `buffers`, and lasts until they are given to another."""
 
 
 @contextmanager
@@ -58,82 +78,6 @@ def _reading(where: str, start: int, stop: int) -> Iterator[None]:
             f"{where}: rows {start} to {stop} cannot be read ({type(error).__name__}: {error}). "
             "The file is damaged or incomplete: copy it again, or rebuild it from its source with `hashstream ingest`."
         ) from error
-
-
-class Buffers:
-    """Memory for one chunk, used again for the next: mapping fresh pages each time costs as much as reading."""
-
-    def __init__(self) -> None:
-        self._memory: list[NDArray[np.uint8]] = []
-        self._taken = 0
-
-    def reset(self) -> None:
-        """Whatever was taken may be overwritten from now on."""
-        self._taken = 0
-
-    def take(self, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An array of `n` elements with arbitrary content."""
-        n_bytes = n * dtype.itemsize
-        if self._taken == len(self._memory):
-            self._memory.append(np.empty(0, dtype=np.uint8))
-        if len(self._memory[self._taken]) < n_bytes:
-            self._memory[self._taken] = np.empty(n_bytes, dtype=np.uint8)
-        memory = self._memory[self._taken]
-        self._taken += 1
-        return memory[:n_bytes].view(dtype)
-
-
-class _SequentialReader:
-    """Reads slices of a compressed one-dimensional array that mostly follow each other.
-
-    A slice rarely ends where a stored chunk ends. What the last chunk holds beyond the slice is kept and given to the
-    next one, so that no chunk is decoded twice.
-    """
-
-    def __init__(self, array: Any) -> None:
-        self._array = array
-        self._chunk = _chunk_elements(array)
-        self._kept_from, self._n_kept = -1, 0
-        self._kept: NDArray[Any] = np.empty(0, dtype=array.dtype)
-
-    def room(self, low: int, high: int, buffers: Buffers) -> NDArray[Any]:
-        """Memory for elements `low` to `high` and what else the stored chunk of the last one holds."""
-        end = min(-(-high // self._chunk) * self._chunk, self._array.shape[0])
-        return buffers.take(end - low, self._array.dtype)
-
-    def read(self, low: int, high: int, out: NDArray[Any]) -> NDArray[Any]:
-        """Elements `low` to `high`, in their `room`."""
-        end, head = low + len(out), 0
-        if low == self._kept_from:
-            head = min(self._n_kept, len(out))
-            out[:head] = self._kept[:head]
-        if head < len(out):
-            _read_into(self._array, low + head, end, out[head:])
-        self._kept_from, self._n_kept = high, end - high
-        if self._n_kept > len(self._kept):
-            self._kept = np.empty(self._n_kept, dtype=out.dtype)
-        self._kept[: self._n_kept] = out[high - low :]
-        return out[: high - low]
-
-
-def _chunk_elements(array: Any) -> int:
-    """Elements of a stored chunk of a one-dimensional array (an inner chunk where it is sharded)."""
-    return int(array.chunks[0]) if array.chunks else max(int(array.shape[0]), 1)
-
-
-def _is_local(array: Any) -> bool:
-    """Whether an array is of a zarr store of this machine."""
-    return isinstance(getattr(array, "store", None), LocalStore)
-
-
-def _read_into(array: Any, start: int, stop: int, out: NDArray[Any]) -> None:
-    """Read a slice of a zarr array or HDF5 dataset straight into `out`."""
-    if hasattr(array, "read_direct"):
-        array.read_direct(out, np.s_[start:stop])
-    else:
-        from zarr.core.buffer.cpu import NDBuffer
-
-        array.get_basic_selection(slice(start, stop), out=NDBuffer.from_numpy_array(out))
 
 
 class CsrMatrix:
@@ -159,11 +103,7 @@ class CsrMatrix:
         self.shape = (int(shape[0]), int(shape[1]))
         self.where = where
         self.dtype = np.dtype(data.dtype)
-        self._readers = (_SequentialReader(indices), _SequentialReader(data))
-        # HDF5 does one thing at a time, and an object store reads with as many requests as it may for either array.
-        self._beside = (
-            ThreadPoolExecutor(1, "hashstream-reader-data") if _is_local(data) and _is_local(indices) else None
-        )
+        self._sliced = SlicedArray(indices), SlicedArray(data)
         # The row pointers that chunks were last planned with: reading them again for each chunk would cost as much as
         # a small chunk itself.
         self._planned: tuple[int, NDArray[np.int64]] = (0, np.empty(0, dtype=np.int64))
@@ -208,7 +148,7 @@ class CsrMatrix:
         pointers = self.row_pointers(start, stop)
         self._planned = (start, pointers)
         step = max(max_bytes // self._value_bytes, 1)
-        stored = _chunk_elements(self._data)
+        stored = chunk_elements(self._data)
         if step > 2 * stored:
             # A whole number of stored chunks, so that as few as possible are cut by a piece's end.
             step -= step % stored
@@ -237,21 +177,39 @@ class CsrMatrix:
             )
         return pointers
 
-    def read_rows(self, start: int, stop: int, buffers: Buffers | None = None) -> CsrChunk:
-        pointers = self.row_pointers(start, stop)
+    @property
+    def decoding_bytes(self) -> int:
+        return max(array.decoding_bytes for array in self._sliced)
+
+    def rows_to_read(self, start: int, stop: int, after: RowsToRead | None = None) -> CsrRows:
+        return CsrRows(self, self._sliced, start, stop, after if isinstance(after, CsrRows) else None)
+
+    def read_rows(self, start: int, stop: int) -> CsrChunk:
+        return self.rows_to_read(start, stop).read(Buffers())
+
+
+class CsrRows:
+    """Rows `start` to `stop` of a CSR matrix; see `RowsToRead`."""
+
+    def __init__(
+        self, matrix: CsrMatrix, arrays: tuple[SlicedArray, SlicedArray], start: int, stop: int, after: CsrRows | None
+    ) -> None:
+        self._matrix, self.start, self.stop = matrix, start, stop
+        pointers = matrix.row_pointers(start, stop)
         low, high = int(pointers[0]), int(pointers[-1])
-        buffers = buffers or Buffers()
-        first, second = ((reader, reader.room(low, high, buffers)) for reader in self._readers)
-        with _reading(self.where, start, stop):
-            # The few stored chunks of one array do not keep all cores busy.
-            reading = self._beside.submit(second[0].read, low, high, second[1]) if self._beside else None
-            try:
-                indices = first[0].read(low, high, first[1])
-            finally:
-                if reading is not None:
-                    wait([reading])
-            data = second[0].read(low, high, second[1]) if reading is None else reading.result()
-        return CsrChunk(start=start, indptr=pointers - low, indices=indices, data=data, n_genes=self.shape[1])
+        self._indptr = pointers - low
+        before: tuple[Slice | None, Slice | None] = (None, None)
+        if after is not None and after._matrix is matrix:
+            before = after._slices
+        self._slices: tuple[Slice, Slice] = (
+            Slice(arrays[0], low, high, before[0]),
+            Slice(arrays[1], low, high, before[1]),
+        )
+
+    def read(self, buffers: Buffers) -> CsrChunk:
+        with _reading(self._matrix.where, self.start, self.stop):
+            indices, data = (one.read(buffers) for one in self._slices)
+        return CsrChunk(self.start, self._indptr, indices, data, self._matrix.shape[1])
 
 
 class DenseMatrix:
@@ -283,7 +241,14 @@ class DenseMatrix:
         rows -= rows % stored if rows > stored else 0
         return [*range(start, stop, rows), stop]
 
-    def read_rows(self, start: int, stop: int, buffers: Buffers | None = None) -> CsrChunk:
+    @property
+    def decoding_bytes(self) -> int:
+        return 0  # see `max_row_bytes`
+
+    def rows_to_read(self, start: int, stop: int, after: RowsToRead | None = None) -> DenseRows:
+        return DenseRows(self, start, stop)
+
+    def read_rows(self, start: int, stop: int) -> CsrChunk:
         with _reading(self.where, start, stop):
             block = np.asarray(self._array[start:stop])
         mask = block != 0
@@ -292,6 +257,18 @@ class DenseMatrix:
         index_dtype = np.uint16 if self.shape[1] <= 1 << 16 else np.int32
         genes = np.broadcast_to(np.arange(self.shape[1], dtype=index_dtype), block.shape)
         return CsrChunk(start=start, indptr=indptr, indices=genes[mask], data=block[mask], n_genes=self.shape[1])
+
+
+@dataclass(frozen=True)
+class DenseRows:
+    """Rows `start` to `stop` of a dense matrix; see `RowsToRead`."""
+
+    matrix: DenseMatrix
+    start: int
+    stop: int
+
+    def read(self, buffers: Buffers) -> CsrChunk:
+        return self.matrix.read_rows(self.start, self.stop)
 
 
 def _attribute(node: Any, key: str, default: Any) -> Any:

@@ -1,18 +1,25 @@
-"""Stream an atlas chunk by chunk, with a reader thread ahead of the consumer."""
+"""Stream an atlas chunk by chunk, with threads that read, and work on what they read, ahead of the consumer."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 from hashstream.atlas.chunk import CsrChunk
-from hashstream.atlas.matrix import Buffers
+from hashstream.atlas.matrix import Buffers, RowsToRead
 from hashstream.atlas.open import Atlas
+from hashstream.runtime.provenance import available_threads
 
-DEFAULT_CHUNK_BYTES = 32 << 20
-DEFAULT_DEPTH = 2
+T = TypeVar("T")
+
+CHUNK_THREADS = "hashstream-chunks"
+DEFAULT_CHUNK_BYTES = 16 << 20
+MOST_READERS = 8  # more than one consumer can follow
+AHEAD = 2  # chunks that are done or wait beside those that threads are busy with
 PLAN_ROWS = 1 << 19
 
 
@@ -67,51 +74,120 @@ def plan_ranges(
             yield from (RowRange(store, low + a, low + b) for a, b in zip(edges, edges[1:], strict=False))
 
 
-def read_range(atlas: Atlas, rows: RowRange, buffers: Buffers | None = None) -> CsrChunk:
-    """The chunk of one range; its `start` is a row of the atlas."""
-    offset = atlas.offsets[rows.store]
-    chunk = atlas.stores[rows.store].matrix.read_rows(rows.start - offset, rows.stop - offset, buffers)
-    return CsrChunk(rows.start, chunk.indptr, chunk.indices, chunk.data, chunk.n_genes)
+def reader_threads() -> int:
+    """Threads that read for one consumer: one a core, at most `MOST_READERS`."""
+    return min(available_threads(), MOST_READERS)
 
 
 def stream_chunks(
-    atlas: Atlas, ranges: Iterable[RowRange], *, depth: int = DEFAULT_DEPTH
-) -> Iterator[tuple[RowRange, CsrChunk]]:
-    """The chunks of `ranges` in order, read by one thread at most `depth` chunks ahead.
+    atlas: Atlas, ranges: Iterable[RowRange], *, n_threads: int = 0
+) -> Generator[tuple[RowRange, CsrChunk]]:
+    """The chunks of `ranges` in order, read ahead of the consumer.
 
     A chunk's arrays last until the next one is asked for; then their memory is used again. Reading errors are raised
-    here, in the consumer. Leaving the loop early stops the reader.
+    here, in the consumer. Leaving the loop early stops the threads.
+
+    Parameters
+    ----------
+    n_threads
+        Threads that read; 0: `reader_threads`.
     """
-    # One set of buffers is with the consumer, `depth` lie in the queue and one is being filled.
-    free: queue.Queue[Buffers] = queue.Queue()
-    for _ in range(depth + 2):
-        free.put(Buffers())
-    ready: queue.Queue[tuple[RowRange, CsrChunk, Buffers] | BaseException | None] = queue.Queue()
-    stopping = threading.Event()
+    memory = _Memory()
 
-    def read() -> None:
-        try:
-            for rows in ranges:
-                buffers = free.get()
-                if stopping.is_set():
-                    return
-                buffers.reset()
-                ready.put((rows, read_range(atlas, rows, buffers), buffers))
-        except BaseException as error:
-            ready.put(error)
-        else:
-            ready.put(None)
+    def read(rows: RowRange, reading: RowsToRead) -> tuple[CsrChunk, Buffers]:
+        buffers = memory.take()
+        return _of_atlas(atlas, rows, reading.read(buffers)), buffers
 
-    reader = threading.Thread(target=read, name="hashstream-reader", daemon=True)
-    reader.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            rows, chunk, buffers = item
+    with closing(_in_order(atlas, ranges, read, n_threads or reader_threads())) as chunks:
+        for rows, (chunk, buffers) in chunks:
             yield rows, chunk
-            free.put(buffers)
+            memory.give(buffers)
+
+
+def map_chunks(
+    atlas: Atlas, ranges: Iterable[RowRange], work: Callable[[RowRange, CsrChunk], T], *, n_threads: int
+) -> Generator[tuple[RowRange, T]]:
+    """What `work` gives for the chunk of each range, in order.
+
+    A thread reads the chunks that it works on, so that they are still in its cache. At most `AHEAD` chunks are waiting
+    beside those that threads are busy with.
+
+    Parameters
+    ----------
+    work
+        Called in several threads at once. The chunk's arrays last until it returns.
+    n_threads
+        Threads that read and work.
+    """
+    memory = _Memory()
+
+    def read_and_work(rows: RowRange, reading: RowsToRead) -> T:
+        buffers = memory.take()
+        result = work(rows, _of_atlas(atlas, rows, reading.read(buffers)))
+        memory.give(buffers)
+        return result
+
+    return _in_order(atlas, ranges, read_and_work, n_threads)
+
+
+def _in_order(
+    atlas: Atlas, ranges: Iterable[RowRange], do: Callable[[RowRange, RowsToRead], T], n_threads: int
+) -> Generator[tuple[RowRange, T]]:
+    """What `do` gives for each range, in order; what planning raises comes after what was planned before it."""
+    pool = ThreadPoolExecutor(n_threads, CHUNK_THREADS)
+    waiting: deque[tuple[RowRange, Future[T]]] = deque()
+    planned = _planned(atlas, ranges)
+    problem: Exception | None = None
+    try:
+        while True:
+            try:
+                while problem is None and len(waiting) < n_threads + AHEAD:
+                    rows, reading = next(planned)
+                    waiting.append((rows, pool.submit(do, rows, reading)))
+            except StopIteration:
+                pass
+            except Exception as error:
+                problem = error
+            if not waiting:
+                break
+            rows, done = waiting.popleft()
+            yield rows, done.result()
+        if problem is not None:
+            raise problem
     finally:
-        stopping.set()
-        free.put(Buffers())
-        reader.join()
+        pool.shutdown(cancel_futures=True)
+
+
+def _planned(atlas: Atlas, ranges: Iterable[RowRange]) -> Iterator[tuple[RowRange, RowsToRead]]:
+    """Each range with its rows, which know those before them in the same store."""
+    store, before = -1, None
+    for rows in ranges:
+        offset = atlas.offsets[rows.store]
+        reading = atlas.stores[rows.store].matrix.rows_to_read(
+            rows.start - offset, rows.stop - offset, before if rows.store == store else None
+        )
+        yield rows, reading
+        store, before = rows.store, reading
+
+
+def _of_atlas(atlas: Atlas, rows: RowRange, chunk: CsrChunk) -> CsrChunk:
+    """A chunk whose `start` is a row of the atlas, not of the store."""
+    return CsrChunk(rows.start, chunk.indptr, chunk.indices, chunk.data, chunk.n_genes)
+
+
+class _Memory:
+    """Buffers that are not in use. The last that were given back are taken first: they may still be in a cache."""
+
+    def __init__(self) -> None:
+        self._free: list[Buffers] = []
+
+    def take(self) -> Buffers:
+        try:
+            buffers = self._free.pop()
+        except IndexError:
+            return Buffers()
+        buffers.reset()
+        return buffers
+
+    def give(self, buffers: Buffers) -> None:
+        self._free.append(buffers)

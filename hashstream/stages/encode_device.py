@@ -7,7 +7,7 @@ The kernels are held to the CPU's by an emulation of their threads; so far this 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,8 @@ def choose_encode_device(device: str) -> str:
 
 def encode_on_device(
     chunks: Iterable[tuple[RowRange, CsrChunk]], bound: Sequence[BoundHasher], *, max_bytes: int
-) -> Iterator[tuple[RowRange, int, EncodedRows]]:
-    """Chunks in order, each with its first row in the atlas and what `encode_rows` gives for it.
+) -> Generator[tuple[RowRange, EncodedRows]]:
+    """The ranges of chunks in order, each with what `encode_rows` gives for it.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def encode_on_device(
     memory = _Memory(cupy, max_bytes)
     slots = [_Slot(cupy, memory) for _ in range(N_SLOTS)]
     encoders: dict[int, RowEncoder] = {}
-    waiting: tuple[RowRange, int, _Slot] | None = None
+    waiting: tuple[RowRange, _Slot] | None = None
     try:
         for number, (rows, chunk) in enumerate(chunks):
             if rows.store not in encoders:
@@ -91,10 +91,10 @@ def encode_on_device(
             slot = slots[number % N_SLOTS]
             slot.submit(encoders[rows.store], chunk)
             if waiting is not None:
-                yield *waiting[:2], waiting[2].result()
-            waiting = rows, chunk.start, slot
+                yield waiting[0], waiting[1].result()
+            waiting = rows, slot
         if waiting is not None:
-            yield *waiting[:2], waiting[2].result()
+            yield waiting[0], waiting[1].result()
     finally:
         # Copies may still be under way where the loop was left early: their memory must outlast them.
         for slot in slots:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hashstream.atlas import Atlas, open_atlas
 from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, DEFAULT_SAMPLE_NNZ
-from hashstream.atlas.stream import DEFAULT_CHUNK_BYTES, DEFAULT_DEPTH
+from hashstream.atlas.stream import AHEAD, DEFAULT_CHUNK_BYTES, reader_threads
 from hashstream.buckets import DEFAULT_MAX_BUCKETS
 from hashstream.errors import SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher, PcaItqSettings
@@ -24,6 +24,8 @@ DEFAULT_MAX_MEMORY = "1GiB"
 DEFAULT_CHECKPOINT_SECONDS = 15.0
 #: What CuPy and a CUDA context add to a process: an estimate, as it has not been run on a GPU.
 _CUDA_BYTES = 400 * MIB
+#: A chunk is large enough there for all that the device does at once.
+_GPU_CHUNK_BYTES = 32 * MIB
 #: What a process of dask.distributed holds beyond one of HashStream alone.
 DISTRIBUTED_BYTES = 48 * MIB
 
@@ -39,7 +41,8 @@ class EncodeSettings:
     max_memory : str or int
         Peak resident size that the stage keeps to, such as ``1GiB``.
     chunk_rows : int or None
-        Cells a chunk; None: as many as about 32 MiB of matrix hold, or fewer where `max_memory` asks for it.
+        Cells a chunk; None: as many as about 16 MiB of matrix hold (32 on a GPU), or fewer where `max_memory` asks for
+        it.
     max_buckets : int
         Most buckets; prefixes are shortened until they fit.
     bucket_bits : int or None
@@ -171,9 +174,11 @@ def project_encode(
         "buckets": min(settings.max_buckets, atlas.n_cells) * row * 4,
         "codes": partition_rows * n_words * 8 * 2,
     }
+    on_gpu = settings.device == "cuda"
+    threads = reader_threads() if on_gpu else settings.threads
+    fixed["decoding"] = threads * max(store.matrix.decoding_bytes for store in atlas.stores)
     if distributed:
         fixed["dask.distributed"] = DISTRIBUTED_BYTES
-    on_gpu = settings.device == "cuda"
     if on_gpu:
         fixed["cuda"] = _CUDA_BYTES
     network = max(store.network_bytes for store in atlas.stores)
@@ -190,13 +195,14 @@ def project_encode(
         fixed["fit"] = max(0, int(fit) - fixed["buckets"] - fixed["codes"])
     return Projection(
         fixed=fixed,
-        chunk_copies=DEFAULT_DEPTH + 4.0 + bool(network) + (N_SLOTS if on_gpu else 0),
+        chunk_copies=threads + AHEAD + 2.0 + bool(network) + (N_SLOTS if on_gpu else threads),
         smallest_chunk=max(max(s.matrix.max_row_bytes for s in atlas.stores), MIB),
     )
 
 
 def chunk_bytes_of(projection: Projection, settings: EncodeSettings) -> int:
-    return projection.chunk_bytes(parse_bytes(settings.max_memory), DEFAULT_CHUNK_BYTES)
+    largest = _GPU_CHUNK_BYTES if settings.device == "cuda" else DEFAULT_CHUNK_BYTES
+    return projection.chunk_bytes(parse_bytes(settings.max_memory), largest)
 
 
 def describe_plan(plan: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from itertools import chain
 
-from hashstream.atlas import Atlas, CsrChunk, plan_ranges, stream_chunks
+from hashstream.atlas import Atlas, CsrChunk, map_chunks, plan_ranges, stream_chunks
 from hashstream.atlas.sample import raise_on_bad_rows
 from hashstream.atlas.stream import RowRange
 from hashstream.hashing import BoundHasher
@@ -22,7 +23,7 @@ def encoded_chunks(
     chunk_bytes: int,
     *,
     spans: Sequence[tuple[int, int]] | None = None,
-) -> Iterator[tuple[int, EncodedRows]]:
+) -> Generator[tuple[int, EncodedRows]]:
     """Encode rows of an atlas, chunk by chunk, in order.
 
     Parameters
@@ -49,25 +50,28 @@ def encoded_chunks(
         plan_ranges(atlas, chunk_bytes=chunk_bytes, chunk_rows=settings.chunk_rows, start=start, stop=stop)
         for start, stop in ([(0, atlas.n_cells)] if spans is None else spans)
     )
-    chunks = stream_chunks(atlas, ranges)
     if settings.device == "cuda":
+        chunks = stream_chunks(atlas, ranges)
         done = encode_on_device(chunks, bound, max_bytes=parse_bytes(settings.max_memory))
     else:
-        done = _encode_on_cpu(chunks, bound, settings.threads)
-    for rows, first_row, encoded in done:
-        raise_on_bad_rows(
-            encoded.flags,
-            first_row=first_row - atlas.offsets[rows.store],
-            where=atlas.stores[rows.store].matrix.where,
-        )
-        yield first_row, encoded
+        done = _encode_on_cpu(atlas, ranges, bound, settings.threads)
+    with closing(done):
+        for rows, encoded in done:
+            raise_on_bad_rows(
+                encoded.flags,
+                first_row=rows.start - atlas.offsets[rows.store],
+                where=atlas.stores[rows.store].matrix.where,
+            )
+            yield rows.start, encoded
 
 
 def _encode_on_cpu(
-    chunks: Iterable[tuple[RowRange, CsrChunk]], bound: Sequence[BoundHasher], n_threads: int
-) -> Iterator[tuple[RowRange, int, EncodedRows]]:
-    """As `encode_on_device`."""
-    for rows, chunk in chunks:
+    atlas: Atlas, ranges: Iterable[RowRange], bound: Sequence[BoundHasher], n_threads: int
+) -> Generator[tuple[RowRange, EncodedRows]]:
+    """As `encode_on_device`; each thread encodes the chunks that it reads."""
+
+    def encode(rows: RowRange, chunk: CsrChunk) -> EncodedRows:
         one = bound[rows.store]
-        arrays = chunk.indptr, chunk.indices, chunk.data
-        yield rows, chunk.start, encode_rows(*arrays, one.genes, one.weights, n_threads=n_threads)
+        return encode_rows(chunk.indptr, chunk.indices, chunk.data, one.genes, one.weights)
+
+    return map_chunks(atlas, ranges, encode, n_threads=n_threads)

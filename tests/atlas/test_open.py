@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 from hashstream.atlas import Atlas, open_atlas, plan_ranges, stream_chunks
+from hashstream.atlas.stream import CHUNK_THREADS
 from hashstream.errors import InputError
 from hashstream.runtime.pipeline import PIPELINE_VARIABLE, use_fastest_pipeline
 
@@ -74,7 +75,7 @@ def test_streams_what_anndata_reads(
         assert list(store.obs_names()) == list(part.obs_names)
 
 
-def test_an_error_of_the_reader_reaches_the_consumer_and_stops_the_thread(small_h5ad: Path) -> None:
+def test_an_error_of_planning_comes_after_the_chunks_before_it_and_stops_the_threads(small_h5ad: Path) -> None:
     atlas = open_atlas(small_h5ad)
 
     def ranges() -> Iterator:
@@ -87,15 +88,15 @@ def test_an_error_of_the_reader_reaches_the_consumer_and_stops_the_thread(small_
         for _ in stream:
             seen += 1
     assert seen == 3
-    assert not [t for t in threading.enumerate() if t.name == "hashstream-reader"]
+    assert not [t for t in threading.enumerate() if t.name.startswith(CHUNK_THREADS)]
 
 
-def test_leaving_early_stops_the_reader(small_h5ad: Path) -> None:
+def test_leaving_early_stops_the_threads(small_h5ad: Path) -> None:
     atlas = open_atlas(small_h5ad)
-    stream = stream_chunks(atlas, plan_ranges(atlas, chunk_rows=1), depth=1)
+    stream = stream_chunks(atlas, plan_ranges(atlas, chunk_rows=1), n_threads=1)
     next(stream)
     stream.close()
-    assert not [t for t in threading.enumerate() if t.name == "hashstream-reader"]
+    assert not [t for t in threading.enumerate() if t.name.startswith(CHUNK_THREADS)]
 
 
 def test_fingerprint_notices_a_changed_value(small_adata: anndata.AnnData, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from hashstream.annotate.explain import attributions
 from hashstream.atlas import CsrChunk, open_atlas
+from hashstream.atlas.matrix import Buffers, CsrRows
 from hashstream.cli import annotate_commands
 from hashstream.cli.context import Session
 from hashstream.downstream.plots import plot_genes
@@ -212,15 +213,15 @@ def test_what_cannot_be_explained(encoded: Path, tmp_path: Path) -> None:
 def test_bad_rows_matter_only_where_they_are_wanted(encoded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atlas = open_atlas(encoded / "atlas.h5ad")
     hasher = Hasher.load(encoded / "run" / "hasher")
-    read = atlas.stores[0].matrix.read_rows
+    read = CsrRows.read
 
-    def read_damaged(start: int, stop: int, buffers: object = None) -> CsrChunk:
-        chunk = read(start, stop)
-        if start <= 40 < stop:
-            chunk.data[chunk.indptr[40 - start]] = np.nan
+    def read_damaged(rows: CsrRows, buffers: Buffers) -> CsrChunk:
+        chunk = read(rows, buffers)
+        if rows.start <= 40 < rows.stop:
+            chunk.data[chunk.indptr[40 - rows.start]] = np.nan
         return chunk
 
-    monkeypatch.setattr(atlas.stores[0].matrix, "read_rows", read_damaged)
+    monkeypatch.setattr(CsrRows, "read", read_damaged)
     standardised_cells(atlas, np.array([39, 41]), hasher)
     with pytest.raises(InputError, match="row 40 has NaN"):
         standardised_cells(atlas, np.array([39, 40, 41]), hasher)
