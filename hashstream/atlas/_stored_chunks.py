@@ -1,44 +1,32 @@
-"""The stored chunks of a one-dimensional zarr array in files of this machine, each decoded by itself.
+"""The stored chunks of a one-dimensional array, each decoded by itself, in the thread that wants it.
 
-A codec pipeline asks the system for fresh memory at every step of every chunk, which costs as much as decoding. Here
-each thread keeps the memory of its steps, and the last step writes where the values are wanted. Bytes come from the
-file of a chunk or of its shard (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/), and Blosc and
-Zstandard decode them. Every other layout is zarr's to read, and so is a chunk in which something is wrong: zarr then
-says what.
+A codec pipeline asks the system for fresh memory at every step of every chunk, which costs as much as decoding, and
+HDF5 decodes one chunk at a time, however many cores there are. Here each thread keeps the memory of its steps, and the
+last step writes where the values are wanted. A chunk in which something is wrong is left to the library of the format,
+which says what.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 import threading
-from pathlib import Path
+import zlib
 from typing import Any
 
 import numpy as np
 from numcodecs import blosc, zstd
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
-from zarr.core.metadata.v3 import RegularChunkGrid
-from zarr.storage import LocalStore
 
-from hashstream.atlas._shards import FULL, crc32c
+from hashstream.atlas._chunk_files import Layout, NotAsStored, layout_of
 
-_STEPS = {BloscCodec: "blosc", ZstdCodec: "zstd"}
-_STEPS_V2 = {"blosc": "blosc", "zstd": "zstd"}
 _HEADER = 16  # bytes of Blosc's, and more than Zstandard needs to say how much it holds
 _ZSTD_MAGIC = 0xFD2FB528
-_SLACK = 4096  # what headers may take of a chunk that compression does not make smaller
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _MOST_CHUNK_BYTES = 64 << 20  # of a larger one each thread would keep as much
-_KEPT_SHARDS = 2
-
-
-class NotAsStored(Exception):
-    """A chunk is not there, or does not hold what its array says."""
 
 
 class StoredChunks:
-    """The chunks of an array whose layout `of` knows.
+    """The chunks of an array whose layout is known.
 
     Attributes
     ----------
@@ -46,26 +34,17 @@ class StoredChunks:
         Elements of a chunk; the last one of the array is stored whole, too.
     """
 
-    def __init__(self, array: Any, n_elements: int, shard_chunks: int | None, steps: list[str]) -> None:
-        self.n_elements = n_elements
-        self._root = Path(array.store.root) / array.path
-        self._key = array.metadata.encode_chunk_key
-        self._dtype = array.dtype
-        self._shard_chunks = shard_chunks
-        self._steps = steps
-        self._shards: dict[int, tuple[str, list[tuple[int, int]]]] = {}
+    def __init__(self, layout: Layout, dtype: np.dtype[Any]) -> None:
+        self.n_elements = layout.n_elements
+        self._dtype, self._steps, self._files = dtype, layout.steps, layout.files
 
     @classmethod
     def of(cls, array: Any) -> StoredChunks | None:
-        """The chunks of a zarr array; None if its layout is another."""
-        if not isinstance(getattr(array, "store", None), LocalStore) or len(array.shape) != 1:
+        """The chunks of a zarr array or an HDF5 dataset; None if its layout is another, or its chunks are too large."""
+        layout = layout_of(array)
+        if layout is None or not 0 < layout.n_elements * array.dtype.itemsize <= _MOST_CHUNK_BYTES:
             return None
-        if array.dtype.kind not in "iuf" or array.dtype != array.dtype.newbyteorder("<"):
-            return None
-        found = _layout_v2(array.metadata) if array.metadata.zarr_format == 2 else _layout_v3(array.metadata)
-        if found is None or not 0 < found[0] * array.dtype.itemsize <= _MOST_CHUNK_BYTES:
-            return None
-        return cls(array, *found)
+        return cls(layout, array.dtype)
 
     def decode(self, number: int, out: NDArray[Any], skipped: int = 0) -> None:
         """Chunk `number` of the array into `out`, without its first `skipped` elements and those beyond `out`.
@@ -74,19 +53,26 @@ class StoredChunks:
 
         Raises
         ------
-        NotAsStored, OSError, RuntimeError
+        NotAsStored, OSError, RuntimeError, zlib.error
             The chunk cannot be decoded.
         """
         own, n_bytes = _own(), self.n_elements * self._dtype.itemsize
-        source = self._read(number, own)
+        source = self._files.read(number, own.room)
         whole = out if len(out) == self.n_elements else own.take("chunk", n_bytes).view(self._dtype)
         for i, step in enumerate(self._steps):
-            size = _decoded_bytes(step, source)
+            size = _decoded_bytes(step, source, n_bytes)
             last = i == len(self._steps) - 1
             if size != n_bytes if last else not 0 < size <= n_bytes + _HEADER:
                 raise NotAsStored(f"chunk {number} holds {size} bytes, expected {n_bytes}")
             to = whole.view(np.uint8) if last else own.take(f"step {i}", size)
-            (blosc if step == "blosc" else zstd).decompress(source, to)
+            if step == "blosc":
+                blosc.decompress(source, to)
+            elif step == "zstd":
+                zstd.decompress(source, to)
+            elif step == "shuffle":
+                to.reshape(-1, self._dtype.itemsize)[:] = source.reshape(self._dtype.itemsize, -1).T
+            else:
+                _inflate(source, to)
             source = to
         if not self._steps:
             if len(source) != n_bytes:
@@ -95,79 +81,11 @@ class StoredChunks:
         if whole is not out:
             out[:] = whole[skipped : skipped + len(out)]
 
-    def _read(self, number: int, own: _Memory) -> NDArray[np.uint8]:
-        """The stored bytes of a chunk."""
-        if self._shard_chunks is None:
-            path, offset, n_bytes = self._path(number), 0, None
-        else:
-            shard, within = divmod(number, self._shard_chunks)
-            path, table = self._shards.get(shard) or self._open_shard(shard)
-            offset, n_bytes = table[within]
-            if offset == FULL:
-                raise NotAsStored(f"chunk {number} is not in its shard")
-        with open(path, "rb", buffering=0) as file:
-            n_there = os.fstat(file.fileno()).st_size
-            n_bytes = n_there if n_bytes is None else n_bytes
-            if offset + n_bytes > n_there or n_bytes > 2 * self.n_elements * self._dtype.itemsize + _SLACK:
-                raise NotAsStored(f"chunk {number} is at {offset} to {offset + n_bytes} of a file of {n_there} bytes")
-            file.seek(offset)
-            raw = own.take("raw", n_bytes)
-            if file.readinto(raw.data) != n_bytes:
-                raise NotAsStored(f"chunk {number} could not be read whole")
-        return raw
 
-    def _path(self, shard: int) -> str:
-        return str(self._root / self._key((shard,)))
-
-    def _open_shard(self, shard: int) -> tuple[str, list[tuple[int, int]]]:
-        """File of a shard, and offset and size of each of its chunks; the last ones asked for are kept."""
-        path, size = self._path(shard), 16 * (self._shard_chunks or 0)
-        with open(path, "rb") as file:
-            file.seek(-(size + 4), os.SEEK_END)
-            raw = file.read()
-        if crc32c(raw[:size]) != int.from_bytes(raw[size:], "little"):
-            raise NotAsStored(f"the table of shard {shard} does not match its checksum")
-        table = [*struct.iter_unpack("<QQ", raw[:size])]
-        kept = [*self._shards.items()][1 - _KEPT_SHARDS :]
-        self._shards = {**dict(kept), shard: (path, table)}
-        return path, table
-
-
-def _layout_v3(metadata: Any) -> tuple[int, int | None, list[str]] | None:
-    """Elements of a chunk, chunks of a shard, and what decodes a chunk; None for a layout that is not known here."""
-    if not isinstance(metadata.chunk_grid, RegularChunkGrid):
-        return None
-    (stored,), codecs, shard_chunks = metadata.chunk_grid.chunk_shape, metadata.codecs, None
-    if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
-        sharding = codecs[0]
-        first, *others = sharding.index_codecs
-        if not _is_little(first) or [type(codec) for codec in others] != [Crc32cCodec]:
-            return None
-        if sharding.index_location.value != "end":
-            return None
-        (chunk,), codecs = sharding.chunk_shape, sharding.codecs
-        stored, shard_chunks = chunk, stored // chunk
-    if not codecs or not _is_little(codecs[0]):
-        return None
-    steps = [_STEPS.get(type(codec)) for codec in reversed(codecs[1:])]
-    return None if None in steps else (stored, shard_chunks, [step for step in steps if step])
-
-
-def _layout_v2(metadata: Any) -> tuple[int, None, list[str]] | None:
-    """As `_layout_v3`."""
-    step = None if metadata.compressor is None else _STEPS_V2.get(metadata.compressor.codec_id)
-    if metadata.filters or (step is None and metadata.compressor is not None):
-        return None
-    return metadata.chunks[0], None, [step] if step else []
-
-
-def _is_little(codec: Any) -> bool:
-    """Whether elements are stored as they are in memory."""
-    return isinstance(codec, BytesCodec) and (codec.endian is None or codec.endian.value == "little")
-
-
-def _decoded_bytes(step: str, source: NDArray[np.uint8]) -> int:
-    """What a Blosc buffer or a Zstandard frame says that it holds; -1 if it does not say, or cannot be one."""
+def _decoded_bytes(step: str, source: NDArray[np.uint8], n_bytes: int) -> int:
+    """What a step will give: what a Blosc buffer or a Zstandard frame says, -1 if it does not; else a chunk."""
+    if step not in ("blosc", "zstd"):
+        return n_bytes
     head = source[:_HEADER].tobytes()
     if len(head) < _HEADER:
         return -1
@@ -185,6 +103,15 @@ def _decoded_bytes(step: str, source: NDArray[np.uint8]) -> int:
     return int.from_bytes(head[at : at + size_bytes], "little") + (256 if size_bytes == 2 else 0)
 
 
+def _inflate(source: NDArray[np.uint8], to: NDArray[np.uint8]) -> None:
+    """Decompress gzip or zlib; what does not fit `to` exactly is no chunk."""
+    inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
+    found = inflater.decompress(source.data, len(to) + 1)
+    if len(found) != len(to) or not inflater.eof:
+        raise NotAsStored(f"a compressed chunk holds {len(found)} bytes or more, expected {len(to)}")
+    to[:] = np.frombuffer(found, np.uint8)
+
+
 class _Memory:
     """What a thread decodes with: one piece for each use, as large as it was ever wanted."""
 
@@ -196,6 +123,10 @@ class _Memory:
         if piece is None or len(piece) < n_bytes:
             piece = self._pieces[use] = np.empty(n_bytes, np.uint8)
         return piece[:n_bytes]
+
+    def room(self, n_bytes: int) -> NDArray[np.uint8]:
+        """For stored bytes."""
+        return self.take("stored", n_bytes)
 
 
 _OF_THREADS = threading.local()

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
+from hashstream.atlas._chunk_files import NotAsStored
 from hashstream.atlas._slices import Buffers, Slice, SlicedArray
-from hashstream.atlas._stored_chunks import NotAsStored, StoredChunks
+from hashstream.atlas._stored_chunks import StoredChunks
 
 N, CHUNK = 1_000, 64
 VALUES = np.random.default_rng(0).poisson(2.0, N)
@@ -36,15 +37,30 @@ KNOWN: dict[str, dict[str, Any]] = {
     "v2, blosc": {"zarr_format": 2, "chunks": (CHUNK,), "compressors": numcodecs.Blosc()},
     "v2, zstd": {"zarr_format": 2, "chunks": (CHUNK,), "compressors": numcodecs.Zstd()},
     "v2, not compressed": {"zarr_format": 2, "chunks": (CHUNK,), "compressors": None},
+    "gzip": {"chunks": (CHUNK,), "compressors": [GzipCodec()]},
+    "v2, gzip": {"zarr_format": 2, "chunks": (CHUNK,), "compressors": numcodecs.GZip()},
+    "v2, zlib": {"zarr_format": 2, "chunks": (CHUNK,), "compressors": numcodecs.Zlib()},
 }  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
-    "gzip": {"chunks": (CHUNK,), "compressors": [GzipCodec()]},
+    "bz2": {"zarr_format": 2, "chunks": (CHUNK,), "compressors": numcodecs.BZ2()},
     "crc32c": {**SHARDED, "compressors": [BLOSC, Crc32cCodec()]},
     "big-endian": {"chunks": (CHUNK,), "serializer": BytesCodec(endian="big"), "compressors": [ZSTD]},
-    "v2, gzip": {"zarr_format": 2, "chunks": (CHUNK,), "compressors": numcodecs.GZip()},
     "v2, filter": {
         "zarr_format": 2, "chunks": (CHUNK,), "filters": [numcodecs.Delta("u2")], "compressors": numcodecs.Zstd()},
 }  # fmt: skip
+
+
+HDF5: dict[str, dict[str, Any]] = {
+    "HDF5, gzip": {"chunks": (CHUNK,), "compression": "gzip"},
+    "HDF5, gzip and shuffle": {"chunks": (CHUNK,), "compression": "gzip", "shuffle": True},
+    "HDF5, shuffle": {"chunks": (CHUNK,), "shuffle": True},
+}
+HDF5_OTHERS: dict[str, dict[str, Any]] = {
+    "HDF5, lzf": {"chunks": (CHUNK,), "compression": "lzf"},
+    "HDF5, checksum": {"chunks": (CHUNK,), "compression": "gzip", "fletcher32": True},
+    "HDF5, chunks": {"chunks": (CHUNK,)},
+    "HDF5, contiguous": {},
+}
 
 
 def stored(path: Path, layout: dict[str, Any], dtype: str = "u2") -> zarr.Array:
@@ -67,15 +83,15 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("stored")
     found = {name: stored(folder / str(i), one) for i, (name, one) in enumerate({**KNOWN, **OTHERS}.items())}
     with h5py.File(folder / "a.h5", "w") as file:
-        file.create_dataset("chunked", data=VALUES.astype("u2"), chunks=(CHUNK,), compression="gzip")
-        file.create_dataset("contiguous", data=VALUES.astype("u2"))
+        for name, layout in {**HDF5, **HDF5_OTHERS}.items():
+            file.create_dataset(name, data=VALUES.astype("u2"), **layout)
     file = h5py.File(folder / "a.h5")
-    return {**found, "HDF5, gzip": file["chunked"], "HDF5, contiguous": file["contiguous"]}
+    return {**found, **{name: file[name] for name in file}}
 
 
-@pytest.mark.parametrize("name", [*KNOWN, *OTHERS])
+@pytest.mark.parametrize("name", [*KNOWN, *OTHERS, *HDF5, *HDF5_OTHERS])
 def test_the_layouts_that_are_decoded_here(arrays: dict[str, Any], name: str) -> None:
-    assert (StoredChunks.of(arrays[name]) is not None) == (name in KNOWN)
+    assert (StoredChunks.of(arrays[name]) is not None) == (name in KNOWN or name in HDF5)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u4", "i8", "f4", "f8"])
@@ -88,9 +104,9 @@ def test_every_number_type(tmp_path: Path, name: str, dtype: str) -> None:
     assert np.array_equal(got, VALUES[100:777])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    name=st.sampled_from([*KNOWN, *OTHERS, "HDF5, gzip", "HDF5, contiguous"]),
+    name=st.sampled_from([*KNOWN, *OTHERS, *HDF5, *HDF5_OTHERS]),
     cuts=st.lists(st.integers(0, N), min_size=2, max_size=30).map(sorted),
     n_threads=st.integers(1, 4),
 )
@@ -184,3 +200,26 @@ def test_what_a_chunk_says_of_its_size_is_not_believed(tmp_path: Path, size: int
     cut(path, 7)
     with pytest.raises(NotAsStored, match="chunk 3"):
         chunks.decode(3, np.empty(CHUNK, "u2"))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_hdf5_chunks_that_are_not_there_or_not_compressed(tmp_path: Path, shuffle: bool) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("a", (N,), "u2", chunks=(CHUNK,), compression="gzip", shuffle=shuffle)
+        data[: 5 * CHUNK] = VALUES[: 5 * CHUNK]
+        # Stored as it is, with a mask that says so.
+        plain = VALUES[5 * CHUNK : 6 * CHUNK].astype("u2").tobytes()
+        data.id.write_direct_chunk((5 * CHUNK,), plain, filter_mask=0b11 if shuffle else 0b1)
+    with h5py.File(tmp_path / "a.h5") as file:
+        (got,) = read(file["a"], [0, N])
+        assert np.array_equal(got[: 6 * CHUNK], VALUES[: 6 * CHUNK])
+        assert not got[6 * CHUNK :].any()
+
+
+def test_a_damaged_hdf5_chunk_ends_in_the_error_of_the_library(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("a", data=VALUES.astype("u2"), chunks=(CHUNK,), compression="gzip")
+        at = data.id.get_chunk_info(3).byte_offset
+    flip(tmp_path / "a.h5", at + 30)
+    with h5py.File(tmp_path / "a.h5") as file, pytest.raises(OSError, match="filter returned failure"):
+        read(file["a"], [0, 100, 400, N], n_threads=2)
