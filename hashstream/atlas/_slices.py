@@ -6,13 +6,17 @@ so that no chunk is decoded twice.
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas._stored_chunks import StoredChunks
+from hashstream.runtime.provenance import available_threads
+
+MOST_READERS = 8  # more than one consumer can follow
 
 
 class Buffers:
@@ -43,13 +47,39 @@ class SlicedArray:
 
     def __init__(self, array: Any) -> None:
         self.array = array
-        self.stored = StoredChunks.of(array)
         self.chunk = chunk_elements(array)
+        self._stored = StoredChunks.of(array)
 
     @property
     def decoding_bytes(self) -> int:
         """What a thread takes beside the slice to read one: a chunk as it is stored, half decoded, and decoded."""
         return 3 * self.chunk * int(self.array.dtype.itemsize) if self.array.chunks else 0
+
+    def read(self, low: int, high: int) -> NDArray[Any]:
+        """Elements `low` to `high`, which several threads decode."""
+        out = np.empty(high - low, self.array.dtype)
+        pieces = self.pieces(low, high)
+        with ThreadPoolExecutor(max(1, min(reader_threads(), len(pieces)))) as pool:
+            for reading in [pool.submit(self.read_piece, a, b, out[a - low : b - low]) for a, b in pieces]:
+                reading.result()
+        return out
+
+    def pieces(self, low: int, high: int) -> list[tuple[int, int]]:
+        """Elements `low` to `high` as what is read at a time: a stored chunk, or all where a library reads them."""
+        if self._stored is None or low == high:
+            return [(low, high)] if low < high else []
+        return [*pairwise([low, *range((low // self.chunk + 1) * self.chunk, high, self.chunk), high])]
+
+    def read_piece(self, low: int, high: int, out: NDArray[Any]) -> None:
+        """Elements `low` to `high`, one of the `pieces`, into `out`."""
+        if self._stored is not None:
+            try:
+                self._stored.decode(low // self.chunk, out, low % self.chunk)
+            except Exception:  # whatever codecs and files raise: the library of the format says what is wrong
+                pass
+            else:
+                return
+        _read_into(self.array, low, high, out)
 
 
 class Slice:
@@ -83,9 +113,11 @@ class Slice:
 
     def _fill(self, out: NDArray[Any]) -> None:
         start = self._low + self._n_head
-        if not self._decode(start, out):
-            # A layout that is only zarr's or HDF5's to read; or something is wrong, and this says what.
-            _read_into(self._of.array, start, self._end, out[self._n_head :])
+        # The last piece first: another thread may wait for what is beyond the slice.
+        for first, last in reversed(self._of.pieces(start, self._end)):
+            self._of.read_piece(first, last, out[first - self._low : last - self._low])
+            if first <= self._high:
+                self._leave(out)
         if self._after is not None:
             left = self._after._left.result()
             self._after = None
@@ -95,27 +127,14 @@ class Slice:
                 out[: self._n_head] = left[: self._n_head]
         self._leave(out)
 
-    def _decode(self, start: int, out: NDArray[Any]) -> bool:
-        """Decode the stored chunks from element `start` on, and say whether that could be done."""
-        stored, chunk = self._of.stored, self._of.chunk
-        if start == self._end:
-            return True
-        if stored is None:
-            return False
-        try:
-            # The last one first: another thread may wait for what is beyond the slice.
-            for number in reversed(range(start // chunk, -(-self._end // chunk))):
-                first, last = max(start, number * chunk), min(self._end, (number + 1) * chunk)
-                stored.decode(number, out[first - self._low : last - self._low], first - number * chunk)
-                if first <= self._high:
-                    self._leave(out)
-        except Exception:  # whatever codecs and files raise
-            return False
-        return True
-
     def _leave(self, out: NDArray[Any]) -> None:
         if not self._left.done():
             self._left.set_result(out[self._high - self._low :].copy())
+
+
+def reader_threads() -> int:
+    """Threads that read for one consumer: one a core, at most `MOST_READERS`."""
+    return min(available_threads(), MOST_READERS)
 
 
 def chunk_elements(array: Any) -> int:
@@ -125,8 +144,6 @@ def chunk_elements(array: Any) -> int:
 
 def _read_into(array: Any, start: int, stop: int, out: NDArray[Any]) -> None:
     """Read a slice of a zarr array or HDF5 dataset straight into `out`."""
-    if start == stop:
-        return
     if hasattr(array, "read_direct"):
         array.read_direct(out, np.s_[start:stop])
     else:

@@ -9,16 +9,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
+from hashstream.atlas._slices import reader_threads
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.matrix import Buffers, RowsToRead
 from hashstream.atlas.open import Atlas
-from hashstream.runtime.provenance import available_threads
 
 T = TypeVar("T")
 
 CHUNK_THREADS = "hashstream-chunks"
 DEFAULT_CHUNK_BYTES = 16 << 20
-MOST_READERS = 8  # more than one consumer can follow
 AHEAD = 2  # chunks that are done or wait beside those that threads are busy with
 PLAN_ROWS = 1 << 19
 
@@ -74,11 +73,6 @@ def plan_ranges(
             yield from (RowRange(store, low + a, low + b) for a, b in zip(edges, edges[1:], strict=False))
 
 
-def reader_threads() -> int:
-    """Threads that read for one consumer: one a core, at most `MOST_READERS`."""
-    return min(available_threads(), MOST_READERS)
-
-
 def stream_chunks(
     atlas: Atlas, ranges: Iterable[RowRange], *, n_threads: int = 0
 ) -> Generator[tuple[RowRange, CsrChunk]]:
@@ -90,7 +84,7 @@ def stream_chunks(
     Parameters
     ----------
     n_threads
-        Threads that read; 0: `reader_threads`.
+        Threads that read; 0: one a core, at most 8.
     """
     memory = _Memory()
 

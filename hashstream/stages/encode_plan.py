@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hashstream.atlas import Atlas, open_atlas
+from hashstream.atlas._slices import reader_threads
 from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, DEFAULT_SAMPLE_NNZ
-from hashstream.atlas.stream import AHEAD, DEFAULT_CHUNK_BYTES, reader_threads
+from hashstream.atlas.stream import AHEAD, DEFAULT_CHUNK_BYTES
 from hashstream.buckets import DEFAULT_MAX_BUCKETS
 from hashstream.errors import SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher, PcaItqSettings

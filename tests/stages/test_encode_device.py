@@ -103,7 +103,8 @@ def test_device_memory_keeps_to_the_budget(
 
 def test_pinned_buffers_are_projected(gpu: None, hasher: Hasher, small_h5ad: Path) -> None:
     from hashstream.atlas import open_atlas
-    from hashstream.atlas.stream import AHEAD, reader_threads
+    from hashstream.atlas._slices import reader_threads
+    from hashstream.atlas.stream import AHEAD
     from hashstream.stages.encode_device import N_SLOTS
 
     atlas = open_atlas(small_h5ad)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashstream.atlas._slices import SlicedArray
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.ingest._rows import rows_from_dense
 from hashstream.atlas.ingest._source import Budget, native, reading
@@ -56,6 +57,7 @@ class CsrMatrix:
     def rows(self, start: int, budget: Budget) -> Iterator[CsrChunk]:
         per_value = self._indices.dtype.itemsize + self._data.dtype.itemsize
         most = max(1, min(MAX_BLOCK_VALUES, budget.block_bytes // per_value))
+        sliced = SlicedArray(self._indices), SlicedArray(self._data)
         row = start
         while row < self._n_rows:
             with reading(f"{self.where}/indptr, rows {row:,} on"):
@@ -71,7 +73,7 @@ class CsrMatrix:
                 end = min(max(end, at + 1), len(pointers) - 1)
                 a, b = int(pointers[at]), int(pointers[end])
                 with reading(f"{self.where}, rows {row + at:,} to {row + end:,}"):
-                    indices, data = native(self.where, self._indices[a:b]), native(self.where, self._data[a:b])
+                    indices, data = native(self.where, sliced[0].read(a, b)), native(self.where, sliced[1].read(a, b))
                 yield CsrChunk(row + at, pointers[at : end + 1] - a, indices, data, self._n_genes)
                 at = end
             row += len(pointers) - 1
@@ -99,10 +101,11 @@ class CscMatrix:
         buckets = RowBuckets(budget.folder, self._n_rows, self._n_genes, self._nnz, dtype, budget.block_bytes)
         # Sorting a slab holds about six arrays of its length.
         step = max(1, min(MAX_BLOCK_VALUES, budget.block_bytes // 24))
+        sliced = SlicedArray(self._indices), SlicedArray(self._data)
         for a in range(0, self._nnz, step):
             b = min(self._nnz, a + step)
             with reading(f"{self.where}, values {a:,} to {b:,}"):
-                rows, values = native(self.where, self._indices[a:b]), native(self.where, self._data[a:b])
+                rows, values = native(self.where, sliced[0].read(a, b)), native(self.where, sliced[1].read(a, b))
             if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self._n_rows):
                 raise InputError(
                     f"{self.where}/indices, values {a:,} to {b:,}: rows up to {int(rows.max()):,}, expected fewer than "
