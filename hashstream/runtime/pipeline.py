@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -24,6 +26,18 @@ def use_fastest_pipeline() -> str:
         zarr.config.set({"codec_pipeline.path": _register_zarrs_for_files()})
         return "zarrs"
     return "zarr"
+
+
+@contextmanager
+def chunks_in_order() -> Iterator[None]:
+    """Arrays that are opened meanwhile are written by zarr's own pipeline, which lays the chunks of a shard in order.
+
+    Those of zarrs lie as its threads end: the same values, in other bytes each time.
+    """
+    import zarr
+
+    with zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}):
+        yield
 
 
 @cache

@@ -29,7 +29,7 @@ from hashstream.buckets import BucketTable
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.runtime.files import partial_path, remove, write_json
-from hashstream.runtime.pipeline import use_fastest_pipeline
+from hashstream.runtime.pipeline import chunks_in_order, use_fastest_pipeline
 from hashstream.runtime.record import META
 from hashstream.runtime.run import CODE_CHUNK_ROWS, CODES, HASHER
 
@@ -204,7 +204,8 @@ class WorkDir:
         aside.mkdir(exist_ok=True)
         try:
             shutil.copyfile(self.path / CODES / "zarr.json", aside / "zarr.json")
-            array: Any = zarr.open_array(aside, mode="r+")
+            with chunks_in_order():
+                array: Any = zarr.open_array(aside, mode="r+")
             first = number * array.shards[0]
             if first < start:
                 codes = np.concatenate([np.asarray(self.codes()[first:start]), codes])

@@ -16,9 +16,11 @@ from hashstream.buckets import BucketIndex
 from hashstream.errors import InputError, SettingsError, TargetExistsError
 from hashstream.hashing import Hasher, PcaItqSettings
 from hashstream.kernels import reference
-from hashstream.runtime.run import Run
+from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
 from hashstream.stages.encode import encode
 from hashstream.stages.encode_plan import EncodeSettings
+from hashstream.stages.fit import fit
+from tests.stages.thin_atlas import write_thin_atlas
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -39,6 +41,14 @@ def test_same_bytes_for_chunks_and_threads(
 ) -> None:
     other = encode(small_h5ad, tmp_path / "run", settings=EncodeSettings(threads=threads, chunk_rows=chunk_rows))
     assert content(other.path) == content(run.path)
+
+
+def test_same_bytes_where_a_shard_of_codes_has_several_chunks(tmp_path: Path) -> None:
+    atlas = write_thin_atlas(tmp_path / "atlas.zarr", 4 * CODE_CHUNK_ROWS + 1000)
+    hasher = fit(atlas, tmp_path / "hasher", sample_cells=2000)
+    settings = EncodeSettings(max_buckets=1000)
+    runs = [content(encode(atlas, tmp_path / f"{i}", hasher=hasher, settings=settings).path) for i in range(4)]
+    assert all(run == runs[0] for run in runs)
 
 
 def write(adata: anndata.AnnData, path: Path, form: str) -> Path:
