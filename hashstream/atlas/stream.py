@@ -17,7 +17,7 @@ from hashstream.atlas.open import Atlas
 T = TypeVar("T")
 
 CHUNK_THREADS = "hashstream-chunks"
-DEFAULT_CHUNK_BYTES = 16 << 20
+DEFAULT_CHUNK_BYTES = 8 << 20
 AHEAD = 2  # chunks that are done or wait beside those that threads are busy with
 PLAN_ROWS = 1 << 19
 

@@ -150,19 +150,18 @@ class _Tally:
         """Take the chunks of rows `start` to `stop` of the run: their codes (stop - start, n_words) uint64."""
         codes = np.empty((stop - start, self._table.n_words), dtype=np.uint64)
         n_done = 0
-        with _Turns() as counter:
-            while n_done < len(codes):
-                first, encoded = next(chunks)
-                first += self._job.first_row
-                self._n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
-                codes[n_done : n_done + len(encoded.codes)] = encoded.codes
-                n_done += len(encoded.codes)
-                rows = self._job.landmarks  # not before the first chunk is being read
-                rows = rows[slice(*np.searchsorted(rows, [first, first + len(encoded.codes)]))]
-                self._landmarks.append(encoded.embedding[rows - first])
-                # One chunk is counted while the next is encoded. A cell's half is that of its row in the run.
-                counter.submit(self._table.add, encoded.codes, encoded.embedding, first_row=first)
-                advance(len(encoded.codes))
+        while n_done < len(codes):
+            first, encoded = next(chunks)
+            first += self._job.first_row
+            self._n_empty += int(np.count_nonzero(encoded.flags == RowFlag.EMPTY))
+            codes[n_done : n_done + len(encoded.codes)] = encoded.codes
+            n_done += len(encoded.codes)
+            rows = self._job.landmarks  # not before the first chunk is being read
+            rows = rows[slice(*np.searchsorted(rows, [first, first + len(encoded.codes)]))]
+            self._landmarks.append(encoded.embedding[rows - first])
+            # A cell's half is that of its row in the run.
+            self._table.add(encoded.codes, encoded.embedding, first_row=first)
+            advance(len(encoded.codes))
         return codes
 
     def part(self) -> Part:
