@@ -28,7 +28,7 @@ from benchmarks._commands import Measured, hashstream, measure
 from benchmarks._peers import PEERS, TRUTH, TYPES, scores, true_types
 from benchmarks._quality_page import machine
 from benchmarks._simulated import SHAPE, cache_folder, simulated
-from benchmarks.encode import READ
+from benchmarks.encode import READ, READ_ZARR
 from hashstream.runtime.files import remove
 
 CELLS, SMALLER = 4_062_980, 500_000
@@ -44,15 +44,16 @@ SCARF, SCARF_SCRIPT = "Scarf", Path(__file__).with_name("_peer_scarf.py")
 
 
 def whole_job(cells: int, reference: Path | None, *, replicates: int) -> dict[str, Any]:
-    """Every stage on one atlas; the fastest of some replicates of reading and encoding, in turns."""
+    """Every stage on one atlas; the fastest of some replicates of reading, by zarr and here, and encoding, in turns."""
     atlas, folder = simulated(cells), cache_folder()
     hasher, run, exported = folder / f"atlas-{cells}.hasher", folder / f"atlas-{cells}.run", folder / "exported.h5ad"
     for path in (hasher, run, exported):
         remove(path)
     found: dict[str, Measured] = {"fit": hashstream("fit", atlas, "-o", hasher)}
-    reads, encodes, insides = [], [], []
+    reads, zarr_reads, encodes, insides = [], [], [], []
     for _ in range(replicates):
         reads.append(measure([sys.executable, "-c", READ, str(atlas)]))
+        zarr_reads.append(measure([sys.executable, "-c", READ_ZARR, str(atlas)]))
         encodes.append(hashstream("encode", atlas, "-o", run, "--hasher", hasher, "--force"))
         insides.append(json.loads((run / "run.json").read_text())["seconds"])
     fastest = min(range(replicates), key=lambda i: encodes[i].wall_s)
@@ -73,14 +74,16 @@ def whole_job(cells: int, reference: Path | None, *, replicates: int) -> dict[st
     found["export"] = hashstream("export", run, "--to", exported, "--no-counts")
     remove(exported)
     job = [name for name in ("fit", "encode", "cluster", "annotate") if name in found]
-    read = min(one.wall_s for one in reads)
+    read, zarr_read = (min(one.wall_s for one in those) for those in (reads, zarr_reads))
     return {
         "cells": cells,
         "stages": {name: _row(one) for name, one in found.items()},
         "read_s": min(one.output["time_elapsed"] for one in reads),
         "read_process_s": read,
         "encode_inside_s": insides[fastest],
+        "zarr_process_s": zarr_read,
         "encode_over_read": round(found["encode"].wall_s / read, 3),
+        "encode_over_zarr": round(found["encode"].wall_s / zarr_read, 3),
         "total_s": round(sum(found[name].wall_s for name in job), 2),
         "peak_rss_mib": max(one.peak_rss_mib for one in found.values()),
         "cluster": scores["cluster"],
@@ -160,8 +163,9 @@ def bars(result: dict[str, Any]) -> dict[str, Any]:
         f"fit, encode, cluster, annotate within {MOST_S:.0f} s": {
             "seconds": large["total_s"], "passed": large["total_s"] <= MOST_S},
         f"peak within {MOST_MIB:.0f} MiB": {"MiB": large["peak_rss_mib"], "passed": large["peak_rss_mib"] <= MOST_MIB},
-        f"encode within {MOST_OVER_READ} x reading": {
-            "ratio": large["encode_over_read"], "passed": large["encode_over_read"] <= MOST_OVER_READ},
+        f"encode within {MOST_OVER_READ} x reading through zarr": {
+            "ratio": large["encode_over_zarr"], "to HashStream's own reading": large["encode_over_read"],
+            "passed": large["encode_over_zarr"] <= MOST_OVER_READ},
     }  # fmt: skip
     if len(jobs) > 1:
         small = jobs[-2]
