@@ -156,7 +156,8 @@ class CsrMatrix:
         while edges[-1] < len(pointers) - 1:
             here = edges[-1]
             target = pointers[here] + step
-            aligned = target - target % stored if step > 2 * stored else target
+            # A piece begins a little before a stored chunk: it ends at the end that is nearest to what it should hold.
+            aligned = (target + stored // 2) // stored * stored if step > 2 * stored else target
             last = int(np.searchsorted(pointers, aligned, side="right")) - 1
             edges.append(min(max(last, here + 1), here + MAX_CHUNK_ROWS, len(pointers) - 1))
         return [start + edge for edge in edges]

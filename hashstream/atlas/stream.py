@@ -17,7 +17,7 @@ from hashstream.atlas.open import Atlas
 T = TypeVar("T")
 
 CHUNK_THREADS = "hashstream-chunks"
-DEFAULT_CHUNK_BYTES = 8 << 20
+DEFAULT_CHUNK_BYTES = 12 << 20
 AHEAD = 2  # chunks that are done or wait beside those that threads are busy with
 PLAN_ROWS = 1 << 19
 
@@ -52,7 +52,8 @@ def plan_ranges(
     Parameters
     ----------
     chunk_bytes
-        Bytes that a chunk takes at most (one row, if that alone takes more). Cuts are laid where stored chunks end.
+        Bytes that a chunk takes at most (one row, if that alone takes more). Cuts are laid where stored chunks end: a
+        chunk that holds several of these may take half a stored chunk more.
     chunk_rows
         Rows a chunk instead.
     """

@@ -42,7 +42,7 @@ class EncodeSettings:
     max_memory : str or int
         Peak resident size that the stage keeps to, such as ``1GiB``.
     chunk_rows : int or None
-        Cells a chunk; None: as many as about 8 MiB of matrix hold (32 on a GPU), or fewer where `max_memory` asks for
+        Cells a chunk; None: as many as about 12 MiB of matrix hold (32 on a GPU), or fewer where `max_memory` asks for
         it.
     max_buckets : int
         Most buckets; prefixes are shortened until they fit.
