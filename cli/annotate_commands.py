@@ -1,4 +1,4 @@
-"""Commands around annotation: the reference database, nearest reference cells, and explanations."""
+"""Commands around annotation: labels, the reference database, nearest reference cells, and explanations."""
 
 from __future__ import annotations
 
@@ -10,6 +10,89 @@ from hashstream.cli import options
 from hashstream.cli.context import Session
 
 pass_session = click.pass_obj
+
+
+@click.command()
+@options.run
+@click.option("--hasher", type=options.PathType, help="Folder of `fit --method anchors`, with which RUN was encoded.")
+@click.option("--reference", type=options.PathType, help="Or: run of a labelled atlas, same hasher.")
+@click.option("--labels", metavar="KEY", help="Column of the reference's obs with the labels.")
+@click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="Reference cells that vote.")
+@click.option(
+    "--unknown-threshold",
+    type=click.FloatRange(0, 1),
+    help="Cells of less confidence are 'unknown'; 0 labels every cell.  [default: 0.5 of the votes; with --hasher the "
+    "thresholds learned for each type]",
+)
+@click.option(
+    "--hierarchy",
+    type=options.PathType,
+    help="Parents of the labels (.yaml of `child: parent`, or .csv): a parent where the child is unsure.",
+)
+@click.option("--parents", metavar="KEY", help="Or: column of the reference's obs with the parent of each label.")
+@click.option(
+    "--assign",
+    type=click.Choice(["auto", "bucket", "cell"]),
+    show_default=True,
+    help="--reference: the votes for a cell's bucket, or the label that its own whole code then fits best; auto: by "
+    "cell above 16 cells a bucket.",
+)
+@click.option("--majority", is_flag=True, help="Add label_majority: the label of most cells of each cluster.")
+@click.option(
+    "--min-share", type=click.FloatRange(0, 1), show_default=True, help="Share of a cluster that --majority needs."
+)
+@options.atlas
+@pass_session
+def annotate(
+    session: Session,
+    run: Path,
+    hasher: Path | None,
+    reference: Path | None,
+    labels: str | None,
+    neighbours: int,
+    unknown_threshold: float | None,
+    hierarchy: Path | None,
+    parents: str | None,
+    assign: str,
+    majority: bool,
+    min_share: float,
+    atlas: tuple[Path | str, ...],
+) -> None:
+    """Label the cells of a run, by the anchors of its hasher or by a labelled run."""
+    from hashstream.runtime.run import Run
+    from hashstream.stages.annotate import annotate as annotate_stage
+    from hashstream.stages.annotate_anchors import annotate_by_anchors
+    from hashstream.stages.majority import majority_labels
+
+    if (hasher is None) == (reference is None):
+        raise click.UsageError("give either --hasher (of `fit --method anchors`) or --reference with --labels.")
+    if hasher is not None and (labels is not None or parents is not None or options.asked("assign")):
+        raise click.UsageError(
+            "--labels, --parents and --assign go with --reference; the anchors of --hasher have their labels."
+        )
+    if reference is not None and labels is None:
+        raise click.UsageError("--reference needs --labels KEY: the column of its obs with the labels.")
+    if majority:
+        Run.open(run).require("cluster")
+    if hasher is not None:
+        result = annotate_by_anchors(run, hasher=hasher, unknown_threshold=unknown_threshold, hierarchy=hierarchy)
+    else:
+        assert reference is not None
+        assert labels is not None
+        result = annotate_stage(
+            run,
+            reference=reference,
+            labels=labels,
+            n_neighbours=neighbours,
+            unknown_threshold=0.5 if unknown_threshold is None else unknown_threshold,
+            reference_atlas=atlas,
+            hierarchy=hierarchy,
+            parents_key=parents,
+            assign=assign,
+        )
+    if majority:
+        result = {**result, "majority": majority_labels(Run.open(run), min_share=min_share)}
+    session.show(result)
 
 
 @click.command()
@@ -164,4 +247,4 @@ def explain(
     session.show(result)
 
 
-ALL = [reference, neighbours, explain]
+ALL = [annotate, reference, neighbours, explain]

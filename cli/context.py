@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -22,6 +23,13 @@ class Session:
 
     def listener(self) -> TerminalProgress:
         return TerminalProgress(quiet=self.quiet)
+
+    def show_path(self, path: Path) -> None:
+        """Print where a result lies."""
+        if self.json:
+            self.show({"path": str(path)})
+        else:
+            click.echo(path)
 
     def say(self, message: str) -> None:
         """A line for the human, on stderr."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from hashstream.locations import is_url, locate
 
@@ -71,3 +72,9 @@ simulation = _combine(
     click.option("--batches", type=click.IntRange(min=1), show_default=True, help="Number of batches."),
     click.option("--nnz-per-cell", type=click.IntRange(min=1), show_default=True, help="Mean genes a cell expresses."),
 )
+
+
+def asked(option: str) -> bool:
+    """Whether an option was given on the command line or in the environment."""
+    given = click.get_current_context().get_parameter_source(option)
+    return given in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)

@@ -54,16 +54,16 @@ def read_record(run: Path) -> dict[str, Any]:
     if following is not None:
         return _checked(run, NEXT, following)
     try:
-        return _checked(run, META, (run / META).read_text())
+        return _checked(run, META, (run / META).read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{run}: not a run of HashStream: it has no {META}.") from error
 
 
-def _following(run: Path) -> str | None:
+def _following(run: Path) -> bytes | None:
     """The record to come, if the table that it goes with is there; read once, as it may go at any moment."""
     try:
-        text = (run / NEXT).read_text()
-        return text if json.loads(text)[_CELLS_DIGEST] == file_digest(run / CELLS) else None
+        raw = (run / NEXT).read_bytes()
+        return raw if json.loads(raw)[_CELLS_DIGEST] == file_digest(run / CELLS) else None
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -72,9 +72,9 @@ def _following(run: Path) -> str | None:
         ) from error
 
 
-def _checked(run: Path, name: str, text: str) -> dict[str, Any]:
+def _checked(run: Path, name: str, raw: bytes) -> dict[str, Any]:
     try:
-        meta = json.loads(text)
+        meta = json.loads(raw)
         version = meta["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run}/{name}: damaged ({type(error).__name__}: {error}). Encode again.") from error

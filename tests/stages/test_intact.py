@@ -157,6 +157,15 @@ def test_a_record_with_odd_entries(run: Run, name: str, value: object) -> None:
         Run.open(run.path)
 
 
+@pytest.mark.parametrize("name", ["run.json", "run.next.json"])
+def test_a_record_that_is_no_text(run: Run, name: str) -> None:
+    raw = bytearray((run.path / "run.json").read_bytes())
+    raw[len(raw) // 2] ^= 128
+    (run.path / name).write_bytes(raw)
+    with pytest.raises(InputError, match=rf"{name}: damaged \(UnicodeDecodeError"):
+        Run.open(run.path)
+
+
 def test_a_record_that_was_changed_without_its_checksum(run: Run) -> None:
     text = (run.path / "run.json").read_text()
     cells = f'"n_empty_cells": {run.meta["n_empty_cells"]}'
