@@ -89,7 +89,7 @@ class Slice:
     ----------
     after
         The slice that ends where this one begins, if there is one. Threads must begin to read it before this one,
-        which waits for what it leaves.
+        which waits for what it leaves: whoever does not come to read a slice must `abandon` it.
     """
 
     def __init__(self, of: SlicedArray, low: int, high: int, after: Slice | None) -> None:
@@ -103,13 +103,17 @@ class Slice:
 
     def read(self, buffers: Buffers) -> NDArray[Any]:
         """The elements, in memory of `buffers`."""
-        out = buffers.take(self._end - self._low, self._of.array.dtype)
         try:
+            out = buffers.take(self._end - self._low, self._of.array.dtype)
             self._fill(out)
         finally:
-            if not self._left.done():
-                self._left.set_result(None)
+            self.abandon()
         return out[: self._high - self._low]
+
+    def abandon(self) -> None:
+        """Leave nothing to the slice that follows, if it was not left already."""
+        if not self._left.done():
+            self._left.set_result(None)
 
     def _fill(self, out: NDArray[Any]) -> None:
         start = self._low + self._n_head

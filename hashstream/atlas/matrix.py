@@ -208,8 +208,12 @@ class CsrRows:
         )
 
     def read(self, buffers: Buffers) -> CsrChunk:
-        with _reading(self._matrix.where, self.start, self.stop):
-            indices, data = (one.read(buffers) for one in self._slices)
+        try:
+            with _reading(self._matrix.where, self.start, self.stop):
+                indices, data = (one.read(buffers) for one in self._slices)
+        finally:
+            for one in self._slices:
+                one.abandon()
         return CsrChunk(self.start, self._indptr, indices, data, self._matrix.shape[1])
 
 

@@ -16,6 +16,7 @@ from hashstream.atlas import Atlas, open_atlas, plan_ranges, stream_chunks
 from hashstream.atlas.stream import CHUNK_THREADS
 from hashstream.errors import InputError
 from hashstream.runtime.pipeline import PIPELINE_VARIABLE, use_fastest_pipeline
+from tests.stages.thin_atlas import write_thin_atlas
 
 
 @pytest.fixture(params=["zarrs", "zarr"])
@@ -96,6 +97,25 @@ def test_leaving_early_stops_the_threads(small_h5ad: Path) -> None:
     stream = stream_chunks(atlas, plan_ranges(atlas, chunk_rows=1), n_threads=1)
     next(stream)
     stream.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith(CHUNK_THREADS)]
+
+
+@pytest.mark.parametrize("array", ["indices", "data"])
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+def test_a_damaged_chunk_ends_the_stream(tmp_path: Path, array: str, n_threads: int) -> None:
+    path = write_thin_atlas(tmp_path / "atlas.zarr", 20_000)
+    atlas = open_atlas(path)  # which looks at some rows
+    shard = path / "X" / array / "c" / "0"
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    # Cuts within stored chunks: every chunk waits for what the one before it leaves.
+    stream = stream_chunks(atlas, plan_ranges(atlas, chunk_rows=700), n_threads=n_threads)
+    ends = []
+    with pytest.raises(InputError, match=r"atlas.zarr.*rows \d+ to \d+ cannot be read"):  # noqa: PT012 - the loop
+        for rows, _ in stream:
+            ends.append(rows.stop)
+    assert 0 < len(ends) < 28
     assert not [t for t in threading.enumerate() if t.name.startswith(CHUNK_THREADS)]
 
 
