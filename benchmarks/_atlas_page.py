@@ -118,7 +118,7 @@ def write_markdown(path: Path, result: dict[str, Any]) -> None:
         f"on {datetime.now(UTC):%Y-%m-%d}, {result['machine']}, {memory:.0f} GiB; Python {found['python']}, numpy "
         f"{found['numpy']}. Simulated: 63,561 genes, 54 types, 8 batches, about 600 genes seen a cell. Every stage is "
         "a fresh process, start-up included; reading and encoding take turns, and the fastest of each counts. Bare "
-        "reading is that of the zarr library with the zarrs pipeline, which HashStream's own decoding outruns. The "
+        "reading is that of the zarr library with the zarrs pipeline; HashStream's own reading stands beside it. The "
         "default clustering is told the number of types; Leiden communities are not, as scanpy's are not. Labels come "
         "from the run of a labelled atlas of 100,000 other cells. A peer normalises, selects genes, takes 50 "
         "components and clusters; it stops at its first atlas that takes longer or more memory than it may."

@@ -2,9 +2,9 @@
 
 Each measurement is a fresh process, and reading and encoding take turns. *read* opens the store and reads the chunks
 that are encoded, as HashStream reads them, and does nothing with them. *zarr* reads the same arrays through the zarr
-library and its fastest codec pipeline (zarrs, which uses all cores), in slices of the size at which that is fastest
-here; of other stores than zarr there is none. *encode* is what ``hashstream encode --hasher`` does from opening to the
-finished run. Fitting the hasher, start-up of Python and compilation of kernels are reported apart.
+library and its fastest codec pipeline (zarrs, which uses all cores), 32 MiB at a time; of other stores than zarr there
+is none. *encode* is what ``hashstream encode --hasher`` does from opening to the finished run. Fitting the hasher,
+start-up of Python and compilation of kernels are reported apart.
 """
 
 from __future__ import annotations

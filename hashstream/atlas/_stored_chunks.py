@@ -1,9 +1,9 @@
 """The stored chunks of a one-dimensional array, each decoded by itself, in the thread that wants it.
 
-A codec pipeline asks the system for fresh memory at every step of every chunk, which costs as much as decoding, and
-HDF5 decodes one chunk at a time, however many cores there are. Here each thread keeps the memory of its steps, and the
-last step writes where the values are wanted. A chunk in which something is wrong is left to the library of the format,
-which says what.
+A codec pipeline has threads of its own, beside those that work on the values, and HDF5 decodes one chunk at a time,
+however many cores there are. Here the thread that works on a chunk decodes it, keeps the memory of its steps, and has
+the last step write where the values are wanted. A chunk in which something is wrong is left to the library of the
+format, which says what.
 """
 
 from __future__ import annotations

@@ -161,9 +161,11 @@ def project_encode(
 
     Counted are a fresh process with its libraries and compiled kernels, the folded weights, four times the bucket table
     (that of a partition and the one before it, which is being kept; later all merged, a sorted copy, the tokens and
-    their parquet form), the codes of two partitions, and chunks: one with the kernels, `DEFAULT_DEPTH` in the
-    queue, one being read, its decoding, and what the kernels make of one; of an atlas on the network, the bytes of one
-    on their way too. With settings instead of a Hasher, one is fitted first.
+    their parquet form), the codes of two partitions, what each thread and the one that opened the atlas decode with,
+    and chunks: one with each thread, what the kernels made of as many and of the `AHEAD` that wait, taken for no larger
+    than the chunks, and of two more that are being counted; of an atlas on the network, the bytes of one on their way
+    too. On a GPU threads only read, and pinned copies come to it. With settings instead of a Hasher, one is fitted
+    first.
     """
     n_bits, n_dims, n_genes = shape_of(hasher)
     n_words = (n_bits + 63) // 64
@@ -177,7 +179,7 @@ def project_encode(
     }
     on_gpu = settings.device == "cuda"
     threads = reader_threads() if on_gpu else settings.threads
-    fixed["decoding"] = threads * max(store.matrix.decoding_bytes for store in atlas.stores)
+    fixed["decoding"] = (threads + 1) * max(store.matrix.decoding_bytes for store in atlas.stores)
     if distributed:
         fixed["dask.distributed"] = DISTRIBUTED_BYTES
     if on_gpu:
