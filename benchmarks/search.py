@@ -14,6 +14,8 @@ single_query_vs_faiss
 multi_index_vs_faiss
     128 cells that are not in the index, among the codes of ``--cells`` encoded cells of a simulated atlas. Ours:
     `MultiIndex`, theirs: `IndexBinaryFlat`. Making either is not in the time; `build_s` says what ours takes.
+multi_index_4096q_vs_faiss
+    4,096 of them at once. An index shares what it reads among queries; `hashstream search` gives it up to 32,768.
 two_threads_vs_one
     Ours with two threads, for the block of 128 queries of 64 bits: one thread's time divided by two's.
 
@@ -45,7 +47,7 @@ from hashstream.kernels import reference
 from hashstream.runtime.provenance import peak_rss_bytes
 from hashstream.runtime.run import Run
 
-K, BLOCK = 10, 128
+K, BLOCK, MANY = 10, 128, 4096
 WIDTHS = (64, 128, 256)
 FEW_HASHED = 8  # queries for faiss's hash tables
 FEWER = 10  # the smaller set has so many times fewer codes
@@ -163,8 +165,9 @@ def bench_threads(codes: Codes, queries: Codes, *, replicates: int) -> Found:
     return records, {"two_threads_vs_one": one / two}
 
 
-def bench_index(codes: Codes, queries: Codes, *, replicates: int) -> Found:
+def bench_index(codes: Codes, many: Codes, *, replicates: int) -> Found:
     """The multi-index against scans and faiss's hash tables, on codes of an atlas."""
+    queries = many[:BLOCK]
     flat = flat_index(codes)
     begin = time.perf_counter()
     index = kernels.MultiIndex(codes)
@@ -180,6 +183,14 @@ def bench_index(codes: Codes, queries: Codes, *, replicates: int) -> Found:
     task = "multi_index"
     dataset = f"{len(codes)} atlas codes of 64 bits, {index.n_distinct} distinct, {len(queries)} queries, k={K}"
     records = interleave(task, dataset, contestants, replicates=replicates)
+    all_at_once: dict[str, Callable[[], Any]] = {
+        "hashstream": lambda: index.search(many, K),
+        "faiss": lambda: flat.search(many.view(np.uint8), K),
+    }
+    check(all_at_once["hashstream"](), many, codes, all_at_once["faiss"]())
+    dataset = f"{len(codes)} atlas codes of 64 bits, {len(many)} queries, k={K}"
+    records += interleave("multi_index_many", dataset, all_at_once, replicates=1 + replicates // 3)
+    of_many = median_elapsed(records, "multi_index_many/hashstream")
     one = {
         "hashstream": lambda: index.search(queries[:1], K),
         "faiss": lambda: flat.search(queries[:1].view(np.uint8), K),
@@ -197,6 +208,8 @@ def bench_index(codes: Codes, queries: Codes, *, replicates: int) -> Found:
             f"multi_index_vs_{other}": median_elapsed(records, f"{task}/{other}") / seconds
             for other in ("faiss", "scan")
         },
+        f"multi_index_{len(many)}q_vs_faiss": median_elapsed(records, "multi_index_many/faiss") / of_many,
+        f"multi_index_{len(many)}q_us_per_query": of_many / len(many) * 1e6,
         "multi_index_single_query_vs_faiss": median_elapsed(records, "multi_index_1q/faiss")
         / median_elapsed(records, "multi_index_1q/hashstream"),
         "multi_index_us_per_query": seconds / len(queries) * 1e6,
@@ -240,10 +253,10 @@ def main() -> None:
 
     with threadpool_limits(1):
         # First, while little memory is taken: two more processes simulate and encode.
-        atlas, wide = atlas_codes(n + options.queries, 64), atlas_codes(fewer + options.queries, 256)
-        queries, codes = held_out(atlas, options.queries, seed=1)
+        atlas, wide = atlas_codes(n + MANY, 64), atlas_codes(fewer + options.queries, 256)
+        queries, codes = held_out(atlas, MANY, seed=1)
         del atlas
-        add(bench_index(codes, queries[:BLOCK], replicates=options.replicates))
+        add(bench_index(codes, queries, replicates=options.replicates))
         add(bench_topk(codes, queries[:BLOCK], "atlas", replicates=options.replicates, slow_too=False))
         for bits in WIDTHS:
             # A prefix of the code is the code of the leading components.

@@ -337,18 +337,22 @@ def prefetch(typingctx: Any, values: Any, at: Any) -> Any:
 
 
 @intrinsic
-def within_mask(typingctx: Any, words: Any, codes: Any, at: Any, stride: Any, query: Any, limit: Any) -> Any:
+def within_mask(
+    typingctx: Any, words: Any, codes: Any, at: Any, stride: Any, queries: Any, query: Any, limit: Any
+) -> Any:
     """For 16 codes a uint64 whose bit i says whether code i differs from the query in at most `limit` bits.
 
     `words` is a tuple as long as a code has words. Word w of code i is ``codes[at + w * stride + i]`` (flat uint64);
-    that of the query is ``query[w]``.
+    that of query `query` is ``queries[query, w]``.
     """
-    signature = types.uint64(words, codes, types.int64, types.int64, query, types.int64)
+    signature = types.uint64(words, codes, types.int64, types.int64, queries, types.int64, types.int64)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word, vector = ir.IntType(64), ir.VectorType(ir.IntType(64), _LANES)
         codes_p = builder.gep(_data_pointer(context, builder, signature.args[1], args[1]), [args[2]])
-        query_p = _data_pointer(context, builder, signature.args[4], args[4])
+        n_words = ir.Constant(word, signature.args[0].count)
+        queries_p = _data_pointer(context, builder, signature.args[4], args[4])
+        query_p = builder.gep(queries_p, [builder.mul(args[5], n_words)])
         ctpop = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector, [vector]), f"llvm.ctpop.v{_LANES}i64"
         )
@@ -359,7 +363,7 @@ def within_mask(typingctx: Any, words: Any, codes: Any, at: Any, stride: Any, qu
             loaded.align = 8
             own = _splat(builder, builder.load(builder.gep(query_p, [ir.Constant(word, w)])), vector)
             distance = builder.add(distance, builder.call(ctpop, [builder.xor(loaded, own)]))
-        near = builder.icmp_signed("<=", distance, _splat(builder, args[5], vector))
+        near = builder.icmp_signed("<=", distance, _splat(builder, args[6], vector))
         return builder.zext(builder.bitcast(near, ir.IntType(_LANES)), word)
 
     return signature, codegen

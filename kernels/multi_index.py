@@ -4,7 +4,8 @@ Two codes that differ in few bits agree, or nearly so, in one of a few disjoint 
 lists the codes by its value; a query looks up the values within growing distances of its own, until no code that was
 not met can be as near as the k-th nearest. The method is Norouzi, Punjani & Fleet, Fast exact search in Hamming space
 with multi-index hashing (TPAMI 2014). What is our own: the codes themselves are copied into the order of each table, so
-that a bucket is read in one run; a code met in several tables is recognised from its bits, without a list of those
+that a bucket is read in one run; the lookups of many queries are put in the order of the buckets, so that those who
+share a bucket share its reading; a code met in several tables is recognised from its bits, without a list of those
 seen; and substrings take every p-th bit, since neighbouring bits of a code are alike in how cells crowd in them.
 """
 
@@ -18,18 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array, share_rows
-from hashstream.kernels._intrinsics import popcount, prefetch, trailing_zeros, within_mask
-from hashstream.kernels._jit import inline, jit
+from hashstream.kernels._jit import jit
+from hashstream.kernels._probe import (
+    CHUNK,
+    CODES,
+    FIRST,
+    MASK,
+    NUMBERS,
+    PROBE_COST,
+    REPEATED,
+    SHIFT,
+    WIDTH,
+    WORD,
+    search_tables,
+)
 
 MAX_WORDS = 4
-CHUNK = 16  # codes that are compared at once
-AHEAD = 4  # lookups between asking for a bucket's codes and reading them
-LINES = 8  # cache lines of a bucket that are asked for; the processor asks for the rest by itself
-PROBE_COST = 256  # a lookup takes as long as this many codes of a scan
-CODE_COST = 2  # a code in a bucket takes as long as this many codes of a scan
-_NOTHING = np.int64(0x7FFFFFFFFFFFFFFF)
-#: Columns of the layout, a row a table: where in a code its substring is, and where its parts begin.
-WORD, SHIFT, MASK, WIDTH, FIRST, CODES, NUMBERS, STRIDE = range(8)
 
 
 @jit
@@ -52,7 +57,7 @@ def _gather_bits(codes, source, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _fill_table(codes, word, shift, mask, first, ordered, numbers):  # type: ignore[no-untyped-def]
+def _fill_table(codes, starts, word, shift, mask, first, ordered, numbers):  # type: ignore[no-untyped-def]
     """Counting sort of the codes by a substring; word w of all codes goes to ``ordered[w]``."""
     n, n_words = codes.shape
     first[:] = 0
@@ -65,112 +70,9 @@ def _fill_table(codes, word, shift, mask, first, ordered, numbers):  # type: ign
         held = np.int64((codes[row, word] >> shift) & mask)
         place = places[held]
         places[held] = place + 1
-        numbers[place] = row
+        numbers[place] = np.uint32(row if starts[row + 1] - starts[row] == 1 else row | REPEATED)
         for w in range(n_words):
             ordered[w, place] = codes[row, w]
-
-
-@jit
-def _enter(distance, number, starts, rows, best, k):  # type: ignore[no-untyped-def]
-    """Lets the rows of a code, which ascend, enter the k best of ``distance << 32 | row``."""
-    for i in range(starts[number], starts[number + 1]):
-        entry = distance << 32 | np.int64(rows[i])
-        if entry >= best[k - 1]:
-            return
-        at = k - 1
-        while at > 0 and best[at - 1] > entry:
-            best[at] = best[at - 1]
-            at -= 1
-        best[at] = entry
-
-
-@inline
-def _met_before(query, codes, at, stride, layout, table, radius):  # type: ignore[no-untyped-def]
-    """Whether a code was in a bucket that was looked up earlier: of a table at a smaller distance, or one before."""
-    for other in range(len(layout)):
-        word, shift = layout[other, WORD], np.uint64(layout[other, SHIFT])
-        differing = ((codes[at + word * stride] ^ query[word]) >> shift) & np.uint64(layout[other, MASK])
-        d = np.int64(popcount(differing))
-        if d < radius or (d == radius and other < table):
-            return True
-    return False
-
-
-@jit
-def _probe(  # type: ignore[no-untyped-def]
-    query, words, first, codes, numbers, layout, table, radius, masks, begin, end, starts, rows, best, k
-):
-    """Lets the codes enter that are in the buckets of one table at one distance; below 0: all codes, met or not."""
-    stride = layout[table, STRIDE]
-    first_at, codes_at, numbers_at = layout[table, FIRST], layout[table, CODES], layout[table, NUMBERS]
-    own = np.int64((query[layout[table, WORD]] >> np.uint64(layout[table, SHIFT])) & np.uint64(layout[table, MASK]))
-    for i in range(begin, end):
-        if i + 2 * AHEAD < end:
-            prefetch(first, first_at + (own ^ masks[i + 2 * AHEAD]))
-        if i + AHEAD < end:
-            bucket = first_at + (own ^ masks[i + AHEAD])
-            lo, hi = codes_at + np.int64(first[bucket]), codes_at + np.int64(first[bucket + 1])
-            for at in range(lo, min(hi, lo + LINES * 8), 8):
-                for w in range(len(words)):
-                    prefetch(codes, at + w * stride)
-        bucket = first_at + (own ^ masks[i])
-        lo, hi = np.int64(first[bucket]), np.int64(first[bucket + 1])
-        if radius < 0:
-            lo, hi = 0, stride - CHUNK
-        limit = best[k - 1] >> 32
-        for at in range(lo, hi, CHUNK):
-            near = within_mask(words, codes, codes_at + at, stride, query, limit)
-            if hi - at < CHUNK:
-                near &= (np.uint64(1) << np.uint64(hi - at)) - np.uint64(1)
-            while near:
-                place = at + trailing_zeros(near)
-                near &= near - np.uint64(1)
-                if radius >= 0 and _met_before(query, codes, codes_at + place, stride, layout, table, radius):
-                    continue
-                d = np.int64(0)
-                for w in range(len(words)):
-                    d += np.int64(popcount(codes[codes_at + place + w * stride] ^ query[w]))
-                if d <= limit:
-                    _enter(d, numbers[numbers_at + place], starts, rows, best, k)
-                    limit = best[k - 1] >> 32
-
-
-@jit
-def _search(  # type: ignore[no-untyped-def]
-    queries, words, first, codes, numbers, layout, masks, shells, starts, rows, k, best
-):
-    """The k best rows of each query, as ``distance << 32 | row``.
-
-    `first`, `codes` and `numbers` hold the tables one after another, where `layout` says; `masks` the patterns of
-    differing bits, ``masks[shells[a]:shells[a + 1]]`` those of a bits, ascending, so that the patterns of a shorter
-    substring come first.
-    """
-    n_tables, n_codes = len(layout), len(starts) - 1
-    for q in range(len(queries)):
-        query = queries[q]
-        mine = best[q]
-        mine[:] = _NOTHING
-        radius, table, done = 0, 0, False
-        while not done:
-            width = layout[table, WIDTH]
-            n_probes = 1
-            for i in range(radius):
-                n_probes = n_probes * (width - i) // (i + 1)
-            cost = n_probes * (PROBE_COST + CODE_COST * (n_codes >> width))
-            if radius >= len(shells) - 1 or cost > n_codes:
-                mine[:] = _NOTHING
-                _probe(query, words, first, codes, numbers, layout, 0, -1, masks, 0, 1, starts, rows, mine, k)
-                break
-            begin = shells[radius]
-            _probe(
-                query, words, first, codes, numbers, layout, table, radius, masks, begin, begin + n_probes,
-                starts, rows, mine, k,
-            )  # fmt: skip
-            # A code that was not met differs in more than `radius` bits in the tables so far, in as many in the others.
-            done = mine[k - 1] >> 32 <= n_tables * radius + table
-            table += 1
-            if table == n_tables:
-                radius, table = radius + 1, 0
 
 
 def best_tables_per_word(n_codes: int) -> int:
@@ -219,11 +121,12 @@ class MultiIndex:
         self._first = np.empty(int((self._layout[:, MASK] + 2).sum()), np.int32)
         stride = self.n_distinct + CHUNK  # a chunk may reach beyond the last code
         self._codes = np.zeros(self.n_tables * self.n_words * stride, np.uint64)
-        self._numbers = np.empty(self.n_tables * self.n_distinct, np.int32)
+        self._numbers = np.empty(self.n_tables * self.n_distinct, np.uint32)
         for row in self._layout:
             codes_at, numbers_at = int(row[CODES]), int(row[NUMBERS])
             _fill_table(
                 permuted,
+                self._starts,
                 int(row[WORD]),
                 np.uint64(row[SHIFT]),
                 np.uint64(row[MASK]),
@@ -271,7 +174,7 @@ class MultiIndex:
         _gather_bits(queries, self._source, permuted)
 
         def work(start: int, stop: int) -> None:
-            _search(
+            search_tables(
                 permuted[start:stop], (0,) * self.n_words, self._first, self._codes, self._numbers, self._layout,
                 self._masks, self._shells, self._starts, self._rows, k, best[start:stop],
             )  # fmt: skip
@@ -290,14 +193,19 @@ def permute_bits(codes: Any, per_word: int) -> tuple[NDArray[np.uint64], NDArray
 
 
 def _distinct(codes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int32]]:
-    """The distinct codes, where the rows of each begin, and the rows, ascending within a code."""
+    """The distinct codes by their first rows, where the rows of each begin, and the rows, ascending within a code."""
     n = len(codes)
     rows = np.lexsort(codes.T).astype(np.int32)
     ordered = codes[rows]
     new = np.ones(n, bool)
     np.any(ordered[1:] != ordered[:-1], axis=1, out=new[1:])
-    starts = np.append(np.flatnonzero(new), n).astype(np.int32)
-    return ordered[starts[:-1]], starts, rows
+    begins = np.flatnonzero(new).astype(np.int32)
+    order = np.argsort(rows[begins])
+    begins, n_rows = begins[order], np.diff(begins, append=np.int32(n))[order]
+    starts = np.zeros(len(begins) + 1, np.int32)
+    np.cumsum(n_rows, out=starts[1:])
+    rows = rows[np.arange(n, dtype=np.int32) + np.repeat(begins - starts[:-1], n_rows)]
+    return codes[rows[starts[:-1]]], starts, rows
 
 
 def _layout(n_words: int, per_word: int, n_codes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,10 +1,10 @@
 """Whether to scan the codes or to build a multi-index first: decided by counting the work of either.
 
 The unit is the time in which the bit-sliced scan passes one code of 64 bits. In it a lookup of a bucket costs about
-1,000, a code in a bucket 10, and building the index 4,000 a row and word (measured with 1 and 10 million codes of a
-simulated atlas, `python -m benchmarks.search`). How many lookups a query needs follows from the distance of its k-th
-nearest, which the scan finds for a few queries; how full the buckets are, from how often two codes of a sample share
-one.
+850 where thousands of queries are searched at once, a code in a bucket 6, and building the index 4,000 a row and word
+(measured with 1 and 10 million codes of a simulated atlas, `python -m benchmarks.search`). How many lookups a query
+needs follows from the distance of its k-th nearest, which the scan finds for a few queries; how full the buckets are,
+from how often two codes of a sample share one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array
+from hashstream.kernels._probe import MASK, SHIFT, WIDTH, WORD
 from hashstream.kernels.hamming import SMALL_K, hamming_topk
-from hashstream.kernels.multi_index import MASK, MAX_WORDS, SHIFT, WIDTH, WORD, best_tables_per_word, permute_bits
+from hashstream.kernels.multi_index import MAX_WORDS, best_tables_per_word, permute_bits
 
-LOOKUP = 1000
-CODE = 10
+LOOKUP = 850
+CODE = 6
 BUILD = 4000
 MARGIN = 1.5  # how much dearer than reckoned the index may turn out
 FEWEST_CODES = 1 << 18

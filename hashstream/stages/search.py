@@ -27,7 +27,7 @@ from hashstream.stages.reference import check_same_hasher
 METHODS = ("auto", "scan", "index")
 _READ_CODES = 1 << 20  # codes that are read at a time where all are kept
 _BLOCK_QUERIES = 1 << 16  # as many as a chunk of stored codes holds
-_SHOWN_QUERIES = 1 << 12  # queries between two signs of progress
+_SHOWN_QUERIES = {"scan": 1 << 12, "index": 1 << 15}  # queries between two signs of progress; an index likes many
 _BLOCK_RESULTS = 1 << 21  # results that are held at once (24 bytes each, and 24 more while they are written)
 
 RESULT_COLUMNS = (
@@ -209,9 +209,10 @@ def _finder(codes: NDArray[np.uint64], queries: Run, settings: SearchSettings, t
     else:
         use_index = settings.method == "index"
     index = MultiIndex(codes) if use_index else None
+    method = "scan" if index is None else "index"
 
     def nearest(some: NDArray[np.uint64]) -> Iterator[Any]:
-        block = max(1, min(_SHOWN_QUERIES, _BLOCK_RESULTS // min(k, len(codes))))
+        block = max(1, min(_SHOWN_QUERIES[method], _BLOCK_RESULTS // min(k, len(codes))))
         for first in range(0, len(some), block):
             part = some[first : first + block]
             if index is None:
@@ -221,7 +222,7 @@ def _finder(codes: NDArray[np.uint64], queries: Run, settings: SearchSettings, t
             offsets = np.arange(len(part) + 1, dtype=np.int64) * rows.shape[1]
             yield first, offsets, rows.ravel(), distances.ravel()
 
-    return nearest, "scan" if index is None else "index"
+    return nearest, method
 
 
 class _Writer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hashstream import kernels
 from hashstream.kernels import reference, reference_search
 from hashstream.kernels._cpu import NO_AVX512, has_feature
 from hashstream.kernels._intrinsics import popcount
-from hashstream.kernels.multi_index import CHUNK
+from hashstream.kernels._probe import CHUNK, LOOKUPS
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = [0, 1, 63, 64, 65, 511, 512, 513, 1300]
@@ -116,6 +117,15 @@ def test_the_multi_index_over_many_codes(n_words: int, per_word: int, flips: flo
     queries = np.concatenate([codes[:20] ^ np.uint64(1 << 40), clustered_codes(rng, 5, n_words, 0.5)])
     index = kernels.MultiIndex(codes, tables_per_word=per_word)
     assert_same(index.search(queries, 12), reference.hamming_topk(queries, codes, 12))
+
+
+def test_the_multi_index_takes_more_lookups_than_are_ordered_at_once() -> None:
+    codes = clustered_codes(np.random.default_rng(9), 40_000, 1, 0.03)
+    queries = codes[:18_000] ^ np.uint64(0xFFF)  # three bits of each substring
+    index = kernels.MultiIndex(codes, tables_per_word=4)
+    expected = kernels.hamming_topk(queries, codes, 5)
+    assert (expected[0][:, -1] > 7).sum() * comb(16, 2) > LOOKUPS  # those that look two bits far
+    assert_same(index.search(queries, 5), expected)
 
 
 def test_the_multi_index_gives_rows_of_equal_codes_in_order() -> None:
