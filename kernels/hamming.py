@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array, share_rows
 from hashstream.kernels._intrinsics import popcount, prefetch, trailing_zeros
-from hashstream.kernels._jit import inline, jit
+from hashstream.kernels._jit import bare, inline, jit
 from hashstream.kernels._planes import (
     ENTRIES,
     GROUP,
@@ -72,7 +72,7 @@ def _block_distances(query, block, out):  # type: ignore[no-untyped-def]
     return np.int64(smallest)
 
 
-@jit
+@bare
 def _insert(distance, row, distances, rows, k):  # type: ignore[no-untyped-def]
     """Puts a code behind those that are as near: rows come in ascending order, so ties stay so."""
     at = k - 1
@@ -84,7 +84,7 @@ def _insert(distance, row, distances, rows, k):  # type: ignore[no-untyped-def]
     rows[at] = row
 
 
-@jit
+@bare
 def _scan_block(query, codes, start, stop, distances, rows, k):  # type: ignore[no-untyped-def]
     """Lets ``codes[start:stop]`` enter one by one; gives the distance of the k-th nearest."""
     for row in range(start, stop):
@@ -136,14 +136,14 @@ def _smallest_of_64(query, flat, at, words):  # type: ignore[no-untyped-def]
     return np.int64(smallest)
 
 
-@jit
-def _topk_scan(queries, codes, k, words, distances, rows):  # type: ignore[no-untyped-def]
+@bare
+def _topk_scan(queries, codes, flat, k, words, distances, rows):  # type: ignore[no-untyped-def]
     """Nearest codes of few: a code enters only if it is nearer than the k-th nearest so far.
 
-    `words` is a tuple as long as a code has words, at most 4, so that each length is compiled for itself. `distances`
-    begins with what only nearer codes displace.
+    `words` is a tuple as long as a code has words, at most 4, so that each length is compiled for itself; `flat` is
+    `codes` in one dimension. `distances` begins with what only nearer codes displace.
     """
-    n_words, flat = len(words), codes.ravel()
+    n_words = len(words)
     whole, each = len(codes) - len(codes) % SLICE_CODES, lines_each(n_words, len(queries))
     for first in range(0, whole, SLICE_CODES):
         ahead = (first + SLICE_CODES) * n_words
@@ -172,10 +172,10 @@ def _enter(distance, row, distances, rows, k):  # type: ignore[no-untyped-def]
     rows[at] = row
 
 
-@jit
-def _topk_one(query, codes, k, words, distances, rows):  # type: ignore[no-untyped-def]
+@bare
+def _topk_one(query, codes, flat, k, words, distances, rows):  # type: ignore[no-untyped-def]
     """As `_topk_scan`, for one query: bound by memory, which gives more when read in several places in turn."""
-    n_words, flat = len(words), codes.ravel()
+    n_words = len(words)
     part = len(codes) // STREAMS // 64 * 64
     for first in range(0, part, 64):
         for stream in range(STREAMS):
@@ -213,18 +213,17 @@ def _aligned(n):  # type: ignore[no-untyped-def]
     return room[first : first + n]
 
 
-@jit
-def _slice_block(codes, start, planes, tables):  # type: ignore[no-untyped-def]
-    """The tables of 512 codes (see `_planes`); `planes` is for in between."""
-    n_words, flat = codes.shape[1], codes.ravel()
+@bare
+def _slice_block(flat, n_words, start, planes, tables):  # type: ignore[no-untyped-def]
+    """The tables of 512 codes of `n_words` (see `_planes`); `planes` is for in between."""
     if n_words == 1:
         slice_bits(flat, start, planes, 0)
     else:
-        words = np.empty(SLICE_CODES, np.uint64)
         for word in range(n_words):
+            at = 64 * word * SLICE_LANES
             for i in range(SLICE_CODES):
-                words[i] = flat[(start + i) * n_words + word]
-            slice_bits(words, 0, planes, 64 * word * SLICE_LANES)
+                planes[at + i] = flat[(start + i) * n_words + word]
+            slice_bits(planes, at, planes, at)
     build_tables(64 * n_words, planes, tables)
 
 
@@ -259,6 +258,15 @@ def _limits_to(n_bits, n_levels):  # type: ignore[no-untyped-def]
     return limits
 
 
+def sliced_scratch(queries: NDArray[np.uint64]) -> tuple[tuple[int, int], tuple[NDArray[Any], ...]]:
+    """What a bit-sliced scan needs: the sizes, and the choices, limits, planes, tables and marks of `_planes`."""
+    n_bits = 64 * queries.shape[1]
+    sizes = n_choices(n_bits), counter_bits(n_bits)
+    planes, tables = _aligned(n_bits * SLICE_LANES), _aligned(table_planes(n_bits) * SLICE_LANES)
+    marked = np.empty(SLICE_LANES, np.uint64)
+    return sizes, (_choices_of(queries, sizes[0]), _limits_to(n_bits, sizes[1]), planes, tables, marked)
+
+
 @inline
 def _enter_marked(query, flat, start, words, marked, distances, rows, k):  # type: ignore[no-untyped-def]
     """Lets the codes enter of a block at `start` that are marked; they come by lanes, so rows decide ties."""
@@ -274,23 +282,21 @@ def _enter_marked(query, flat, start, words, marked, distances, rows, k):  # typ
             _enter(d, row, distances, rows, k)
 
 
-@jit
-def _topk_sliced(queries, codes, k, words, sizes, distances, rows):  # type: ignore[no-untyped-def]
+@bare
+def _topk_sliced(  # type: ignore[no-untyped-def]
+    queries, codes, flat, k, words, sizes, choices, limits, planes, tables, marked, distances, rows
+):
     """As `_topk_scan`, with the distances of 512 codes to a query in bit planes at once.
 
-    `sizes` is `n_choices`, `counter_bits` and `table_planes` of the code's bits.
+    `sizes` is `n_choices` and `counter_bits` of the code's bits; `planes`, `tables` and `marked` are for in between.
     """
-    n_entries, n_levels, n_planes = sizes
-    n_bits = 64 * len(words)
-    choices, limits = _choices_of(queries, n_entries), _limits_to(n_bits, n_levels)
-    planes, tables = _aligned(n_bits * SLICE_LANES), _aligned(n_planes * SLICE_LANES)
-    marked, flat = np.empty(SLICE_LANES, np.uint64), codes.ravel()
+    n_entries, n_levels = sizes
     whole = len(codes) - len(codes) % SLICE_CODES
     for first in range(0, len(queries), SLICED_QUERIES):
         last = min(first + SLICED_QUERIES, len(queries))
         each = lines_each(len(words), last - first)
         for start in range(0, whole, SLICE_CODES):
-            _slice_block(codes, start, planes, tables)
+            _slice_block(flat, len(words), start, planes, tables)
             ahead = (start + SLICE_CODES) * len(words)
             for q in range(first, last):
                 for line in range(each):
@@ -421,13 +427,12 @@ def _search(
     elif n_words > SLICED_WORDS:
         _topk_wide(queries, codes, k, distances, rows)
     elif len(queries) >= SLICED_FROM:
-        bits = 64 * n_words
-        sizes = (n_choices(bits), counter_bits(bits), table_planes(bits))
-        _topk_sliced(queries, codes, k, (0,) * n_words, sizes, distances, rows)
+        sizes, scratch = sliced_scratch(queries)
+        _topk_sliced(queries, codes, codes.ravel(), k, (0,) * n_words, sizes, *scratch, distances, rows)
     elif len(queries) == 1:
-        _topk_one(queries[0], codes, k, (0,) * n_words, distances[0], rows[0])
+        _topk_one(queries[0], codes, codes.ravel(), k, (0,) * n_words, distances[0], rows[0])
     else:
-        _topk_scan(queries, codes, k, (0,) * n_words, distances, rows)
+        _topk_scan(queries, codes, codes.ravel(), k, (0,) * n_words, distances, rows)
     return distances, rows
 
 

@@ -10,26 +10,17 @@ from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array, share_rows
 from hashstream.kernels._intrinsics import below_mask, prefetch, trailing_zeros
-from hashstream.kernels._jit import jit
-from hashstream.kernels._planes import (
-    SLICE_CODES,
-    SLICE_LANES,
-    any_below,
-    counter_bits,
-    n_choices,
-    table_planes,
-)
+from hashstream.kernels._jit import bare, jit
+from hashstream.kernels._planes import SLICE_CODES, any_below
 from hashstream.kernels.hamming import (
     BLOCK,
     LINE,
     SLICED_FROM,
     SLICED_WORDS,
-    _aligned,
     _block_distances,
-    _choices_of,
-    _limits_to,
     _slice_block,
     lines_each,
+    sliced_scratch,
 )
 
 QUERIES = 256  # queries that are searched at a time; a bit is kept for each of them and each block of codes
@@ -54,22 +45,20 @@ class CodesWithin(NamedTuple):
     distances: NDArray[np.int32]
 
 
-@jit
-def _mark_sliced(queries, codes, radius, words, sizes, hits):  # type: ignore[no-untyped-def]
+@bare
+def _mark_sliced(  # type: ignore[no-untyped-def]
+    flat, n_queries, radius, words, sizes, choices, limits, planes, tables, marked, hits
+):
     """Which blocks of 512 codes hold any within the radius of a query; the last, if it is not full, is marked."""
-    n_entries, n_levels, n_planes = sizes
-    n_bits = 64 * len(words)
-    choices, limits = _choices_of(queries, n_entries), _limits_to(n_bits, n_levels)
-    planes, tables = _aligned(n_bits * SLICE_LANES), _aligned(n_planes * SLICE_LANES)
-    at, marked = (radius + 1) * n_levels, np.empty(SLICE_LANES, np.uint64)
-    flat, each = codes.ravel(), lines_each(len(words), len(queries))
-    for block in range(len(codes) // SLICE_CODES):
-        _slice_block(codes, block * SLICE_CODES, planes, tables)
+    n_entries, n_levels = sizes
+    each = lines_each(len(words), n_queries)
+    for block in range(len(flat) // len(words) // SLICE_CODES):
+        _slice_block(flat, len(words), block * SLICE_CODES, planes, tables)
         ahead = (block + 1) * SLICE_CODES * len(words)
-        for q in range(len(queries)):
+        for q in range(n_queries):
             for line in range(each):
                 prefetch(flat, ahead + (q * each + line) * LINE)
-            hits[q, block] = any_below(words, tables, choices, q * n_entries, limits, at, marked)
+            hits[q, block] = any_below(words, tables, choices, q * n_entries, limits, (radius + 1) * n_levels, marked)
 
 
 @jit
@@ -142,9 +131,8 @@ def _marks(queries: NDArray[np.uint64], codes: NDArray[np.uint64], radius: int) 
     hits = np.ones((len(queries), -(-len(codes) // SLICE_CODES)), np.bool_)
     n_words = codes.shape[1]
     if len(queries) >= SLICED_FROM and n_words <= SLICED_WORDS:
-        bits = 64 * n_words
-        sizes = (n_choices(bits), counter_bits(bits), table_planes(bits))
-        _mark_sliced(queries, codes, radius, (0,) * n_words, sizes, hits)
+        sizes, scratch = sliced_scratch(queries)
+        _mark_sliced(codes.ravel(), len(queries), radius, (0,) * n_words, sizes, *scratch, hits)
     return hits
 
 

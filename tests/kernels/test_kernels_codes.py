@@ -356,7 +356,7 @@ def test_sums_in_bit_planes_with_and_without_ternary_logic(ternary: bool, n_word
     query = rng.integers(0, 2, n_bits)
     codes = kernels.pack_bits(bits)
     planes, tables = np.empty(8 * n_bits, np.uint64), np.empty(8 * table_planes(n_bits), np.uint64)
-    _slice_block(codes, 0, planes, tables)
+    _slice_block(codes.ravel(), n_words, 0, planes, tables)
     choices = _choices_of(kernels.pack_bits(query[None] > 0), n_choices(n_bits))
     n_levels = counter_bits(n_bits)
     limits = _limits_to(n_bits, n_levels)
