@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from hashstream.kernels._intrinsics import popcount, prefetch, trailing_zeros, within_mask
-from hashstream.kernels._jit import inline, jit
+from hashstream.kernels._jit import bare, inline, jit
 
 CHUNK = 16  # codes that are compared at once
 PROBE_COST = 256  # a lookup takes as long as this many codes of a scan
@@ -69,7 +69,7 @@ def _met_before(queries, q, codes, at, stride, layout, table, radius):  # type: 
     return False
 
 
-@jit
+@bare
 def _order_lookups(queries, some, layout, table, masks, shift, ends, buckets, askers):  # type: ignore[no-untyped-def]
     """The buckets that some queries look up, in order but for the low `shift` bits, and which query asks for each."""
     word, low, mask = layout[table, WORD], np.uint64(layout[table, SHIFT]), np.uint64(layout[table, MASK])
@@ -94,7 +94,7 @@ def _order_lookups(queries, some, layout, table, masks, shift, ends, buckets, as
     return n
 
 
-@jit
+@bare
 def _look_up(  # type: ignore[no-untyped-def]
     queries, words, first, codes, numbers, layout, table, radius, buckets, askers, starts, k,
     held, held_rows, n_held, n_found, limits,
@@ -142,7 +142,7 @@ def _look_up(  # type: ignore[no-untyped-def]
                 limit = np.int64(limits[q])
 
 
-@jit
+@bare
 def _enter_rows(distance, number, starts, rows, best, k):  # type: ignore[no-untyped-def]
     """Lets the rows of a code, which ascend, enter the k best of ``distance << 32 | row``."""
     for i in range(starts[number], starts[number + 1]):

@@ -36,37 +36,36 @@ SHARED_CODES = 1 << 16  # fewest codes that a thread is given where threads shar
 SHARED_BLOCKS = 3  # blocks of codes a thread
 
 
-@jit
-def _block_distances(query, block, out):  # type: ignore[no-untyped-def]
-    """Distances of `query` (n_words,) to the codes of `block` (n, n_words), and the smallest of them."""
-    n = len(block)
-    flat = block.ravel()
+@bare
+def _block_distances(queries, q, flat, start, n, out):  # type: ignore[no-untyped-def]
+    """Distances of query `q` to the codes `start` to ``start + n`` of `flat`, which holds all, and the smallest."""
+    n_words = queries.shape[1]
+    part = flat[start * n_words : (start + n) * n_words]
     smallest = np.uint64(0xFFFF)
-    if len(query) == 1:
-        q0 = query[0]
+    if n_words == 1:
+        q0 = queries[q, 0]
         for i in range(n):
-            d = popcount(flat[i] ^ q0)
+            d = popcount(part[i] ^ q0)
             out[i] = d
             smallest = min(smallest, d)
-    elif len(query) == 2:
-        q0, q1 = query[0], query[1]
+    elif n_words == 2:
+        q0, q1 = queries[q, 0], queries[q, 1]
         for i in range(n):
-            d = popcount(flat[2 * i] ^ q0) + popcount(flat[2 * i + 1] ^ q1)
+            d = popcount(part[2 * i] ^ q0) + popcount(part[2 * i + 1] ^ q1)
             out[i] = d
             smallest = min(smallest, d)
-    elif len(query) == 4:
-        q0, q1, q2, q3 = query[0], query[1], query[2], query[3]
+    elif n_words == 4:
+        q0, q1, q2, q3 = queries[q, 0], queries[q, 1], queries[q, 2], queries[q, 3]
         for i in range(n):
-            d = popcount(flat[4 * i] ^ q0) + popcount(flat[4 * i + 1] ^ q1)
-            d += popcount(flat[4 * i + 2] ^ q2) + popcount(flat[4 * i + 3] ^ q3)
+            d = popcount(part[4 * i] ^ q0) + popcount(part[4 * i + 1] ^ q1)
+            d += popcount(part[4 * i + 2] ^ q2) + popcount(part[4 * i + 3] ^ q3)
             out[i] = d
             smallest = min(smallest, d)
     else:
         for i in range(n):
-            row = block[i]
             d = np.uint64(0)
-            for word in range(len(query)):
-                d += popcount(row[word] ^ query[word])
+            for word in range(n_words):
+                d += popcount(part[i * n_words + word] ^ queries[q, word])
             out[i] = d
             smallest = min(smallest, d)
     return np.int64(smallest)
@@ -195,12 +194,12 @@ def _topk_one(query, codes, flat, k, words, distances, rows):  # type: ignore[no
 @jit
 def _topk_wide(queries, codes, k, distances, rows):  # type: ignore[no-untyped-def]
     """As `_topk_scan`, for codes of any number of words."""
-    block_distances = np.empty(BLOCK, np.uint16)
+    block_distances, flat = np.empty(BLOCK, np.uint16), codes.ravel()
     for start in range(0, len(codes), BLOCK):
-        block = codes[start : start + BLOCK]
+        n = min(BLOCK, len(codes) - start)
         for q in range(len(queries)):
-            if _block_distances(queries[q], block, block_distances) < distances[q, k - 1]:
-                for i in range(len(block)):
+            if _block_distances(queries, q, flat, start, n, block_distances) < distances[q, k - 1]:
+                for i in range(n):
                     if block_distances[i] < distances[q, k - 1]:
                         _insert(block_distances[i], start + i, distances[q], rows[q], k)
 
@@ -312,21 +311,21 @@ def _topk_sliced(  # type: ignore[no-untyped-def]
 def _topk_counting(queries, codes, k, distances, rows):  # type: ignore[no-untyped-def]
     """Nearest codes of many: count each distance, then put every code that is near enough where it belongs."""
     n_bits = codes.shape[1] * 64
-    block_distances = np.empty(BLOCK, np.uint16)
+    block_distances, flat = np.empty(BLOCK, np.uint16), codes.ravel()
     places = np.empty(n_bits + 2, np.int64)
     for q in range(len(queries)):
         places[:] = 0
         for start in range(0, len(codes), BLOCK):
-            block = codes[start : start + BLOCK]
-            _block_distances(queries[q], block, block_distances)
-            for i in range(len(block)):
+            n = min(BLOCK, len(codes) - start)
+            _block_distances(queries, q, flat, start, n, block_distances)
+            for i in range(n):
                 places[block_distances[i] + 1] += 1
         for d in range(1, n_bits + 2):
             places[d] += places[d - 1]
         for start in range(0, len(codes), BLOCK):
-            block = codes[start : start + BLOCK]
-            _block_distances(queries[q], block, block_distances)
-            for i in range(len(block)):
+            n = min(BLOCK, len(codes) - start)
+            _block_distances(queries, q, flat, start, n, block_distances)
+            for i in range(n):
                 d = block_distances[i]
                 if places[d] < k:
                     distances[q, places[d]] = d
@@ -336,10 +335,10 @@ def _topk_counting(queries, codes, k, distances, rows):  # type: ignore[no-untyp
 
 @jit
 def _all_distances(queries, codes, out):  # type: ignore[no-untyped-def]
+    flat = codes.ravel()
     for start in range(0, len(codes), BLOCK):
-        block = codes[start : start + BLOCK]
         for q in range(len(queries)):
-            _block_distances(queries[q], block, out[q, start : start + BLOCK])
+            _block_distances(queries, q, flat, start, min(BLOCK, len(codes) - start), out[q, start : start + BLOCK])
 
 
 def hamming_topk(

@@ -61,14 +61,14 @@ def _neighbours(codes, points, start, stop, indices, distances):  # type: ignore
     """
     n, k = len(codes), indices.shape[1]
     n_bits = 64 * codes.shape[1]
-    row_distances = np.full(-(-n // 64) * 64, _FAR)
+    row_distances, flat = np.full(-(-n // 64) * 64, _FAR), codes.ravel()
     squared = np.empty(k)
     first = np.empty(n_bits + 2, np.int64)  # where the places of a distance begin
     held = np.empty(n_bits + 2, np.int64)  # how many of them are taken
     radius = 0
     for row in range(start, stop):
         for at in range(0, n, BLOCK):
-            _block_distances(codes[row], codes[at : at + BLOCK], row_distances[at : at + BLOCK])
+            _block_distances(codes, row, flat, at, min(BLOCK, n - at), row_distances[at : at + BLOCK])
         row_distances[row] = _FAR
         n_within = _count_within(row_distances, np.uint16(radius))
         while n_within < k:

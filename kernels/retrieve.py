@@ -120,21 +120,20 @@ def _find_radii(queries, codes, counts, k, radii, n_cells, n_codes, nearest):  #
     n_bits = 64 * codes.shape[1]
     cells_at = np.zeros((len(queries), n_bits + 1), np.int64)
     codes_at = np.zeros((len(queries), n_bits + 1), np.int64)
-    distances = np.full(BLOCK, _FAR)
+    distances, flat = np.full(BLOCK, _FAR), codes.ravel()
     radii[:] = n_bits
     n_cells[:] = 0
     for block in range(nearest.shape[1]):
         start = block * BLOCK
-        part = codes[start : start + BLOCK]
-        if len(part) < BLOCK:
-            distances[len(part) :] = _FAR
+        n = min(BLOCK, len(codes) - start)
+        distances[n:] = _FAR
         for q in range(len(queries)):
-            smallest = _block_distances(queries[q], part, distances)
+            smallest = _block_distances(queries, q, flat, start, n, distances)
             nearest[q, block] = smallest
             radius = radii[q]
             if smallest > radius:
                 continue
-            for at in range(0, len(part), 64):
+            for at in range(0, n, 64):
                 mask = below_mask(distances, at, np.uint16(radius))
                 while mask:
                     code = at + trailing_zeros(mask)
@@ -155,17 +154,16 @@ def _find_radii(queries, codes, counts, k, radii, n_cells, n_codes, nearest):  #
 @jit
 def _add_compositions(queries, codes, starts, categories, amounts, radii, nearest, out):  # type: ignore[no-untyped-def]
     """Adds up the entries of the codes within each query's radius."""
-    distances = np.full(BLOCK, _FAR)
+    distances, flat = np.full(BLOCK, _FAR), codes.ravel()
     for block in range(nearest.shape[1]):
         start = block * BLOCK
-        part = codes[start : start + BLOCK]
-        if len(part) < BLOCK:
-            distances[len(part) :] = _FAR
+        n = min(BLOCK, len(codes) - start)
+        distances[n:] = _FAR
         for q in range(len(queries)):
             if nearest[q, block] > radii[q]:
                 continue
-            _block_distances(queries[q], part, distances)
-            for at in range(0, len(part), 64):
+            _block_distances(queries, q, flat, start, n, distances)
+            for at in range(0, n, 64):
                 mask = below_mask(distances, at, np.uint16(radii[q]))
                 while mask:
                     code = start + at + trailing_zeros(mask)
@@ -188,7 +186,7 @@ def _byte_costs(weights, costs):  # type: ignore[no-untyped-def]
 
 @jit
 def _rank_candidates(  # type: ignore[no-untyped-def]
-    query, weights, codes, counts, starts, categories, amounts, k, radius, n_codes, nearest, out
+    queries, q, weights, codes, counts, starts, categories, amounts, k, radius, n_codes, nearest, out
 ):
     """The k nearest by weighted distance among the codes within the radius: their largest distance, and their cells."""
     n_words = codes.shape[1]
@@ -196,23 +194,22 @@ def _rank_candidates(  # type: ignore[no-untyped-def]
     _byte_costs(weights, costs)
     candidates, found = np.empty(n_codes, np.int64), 0
     weighted = np.empty(n_codes)
-    distances = np.full(BLOCK, _FAR)
+    distances, flat = np.full(BLOCK, _FAR), codes.ravel()
     for block in range(len(nearest)):
         if nearest[block] > radius:
             continue
         start = block * BLOCK
-        part = codes[start : start + BLOCK]
-        if len(part) < BLOCK:
-            distances[len(part) :] = _FAR
-        _block_distances(query, part, distances)
-        for at in range(0, len(part), 64):
+        n = min(BLOCK, len(codes) - start)
+        distances[n:] = _FAR
+        _block_distances(queries, q, flat, start, n, distances)
+        for at in range(0, n, 64):
             mask = below_mask(distances, at, np.uint16(radius))
             while mask:
                 code = start + at + trailing_zeros(mask)
                 mask &= mask - np.uint64(1)
                 total = 0.0
                 for word in range(n_words):
-                    differing = codes[code, word] ^ query[word]
+                    differing = codes[code, word] ^ queries[q, word]
                     for byte in range(8):
                         total += costs[8 * word + byte, (differing >> np.uint64(8 * byte)) & np.uint64(255)]
                 candidates[found], weighted[found] = code, total
@@ -322,7 +319,7 @@ def nearest_cells_asymmetric(
             for q in range(len(some)):
                 row = first + q
                 found.radius[row], found.n_cells[row] = _rank_candidates(
-                    some[q], weights[row], reference.codes, reference.counts, *each, k, radii[q], n_codes[q],
+                    some, q, weights[row], reference.codes, reference.counts, *each, k, radii[q], n_codes[q],
                     nearest[q], found.composition[row],
                 )  # fmt: skip
 

@@ -64,17 +64,17 @@ def _mark_sliced(  # type: ignore[no-untyped-def]
 @jit
 def _count(queries, codes, radius, hits, counts):  # type: ignore[no-untyped-def]
     """Codes at each distance up to the radius, in the blocks that are marked; blocks without any lose their mark."""
-    distances = np.full(SLICE_CODES, _FAR)
+    distances, flat = np.full(SLICE_CODES, _FAR), codes.ravel()
     for block in range(hits.shape[1]):
-        part = codes[block * SLICE_CODES : (block + 1) * SLICE_CODES]
-        distances[len(part) :] = _FAR
+        n = min(SLICE_CODES, len(codes) - block * SLICE_CODES)
+        distances[n:] = _FAR
         for q in range(len(queries)):
             if not hits[q, block]:
                 continue
-            if _block_distances(queries[q], part, distances) > radius:
+            if _block_distances(queries, q, flat, block * SLICE_CODES, n, distances) > radius:
                 hits[q, block] = False
                 continue
-            for at in range(0, len(part), 64):
+            for at in range(0, n, 64):
                 mask = below_mask(distances, at, np.uint16(radius))
                 while mask:
                     counts[q, distances[at + trailing_zeros(mask)]] += 1
@@ -84,15 +84,15 @@ def _count(queries, codes, radius, hits, counts):  # type: ignore[no-untyped-def
 @jit
 def _place(queries, codes, radius, hits, places, rows, out):  # type: ignore[no-untyped-def]
     """Puts every code within the radius where the next of its query and distance belongs."""
-    distances = np.full(SLICE_CODES, _FAR)
+    distances, flat = np.full(SLICE_CODES, _FAR), codes.ravel()
     for block in range(hits.shape[1]):
-        part = codes[block * SLICE_CODES : (block + 1) * SLICE_CODES]
-        distances[len(part) :] = _FAR
+        n = min(SLICE_CODES, len(codes) - block * SLICE_CODES)
+        distances[n:] = _FAR
         for q in range(len(queries)):
             if not hits[q, block]:
                 continue
-            _block_distances(queries[q], part, distances)
-            for at in range(0, len(part), 64):
+            _block_distances(queries, q, flat, block * SLICE_CODES, n, distances)
+            for at in range(0, n, 64):
                 mask = below_mask(distances, at, np.uint16(radius))
                 while mask:
                     i = at + trailing_zeros(mask)
@@ -107,20 +107,20 @@ def _place(queries, codes, radius, hits, places, rows, out):  # type: ignore[no-
 def _histogram(queries, codes, out):  # type: ignore[no-untyped-def]
     """Counts by distance, every fourth code into one of four tables: equal distances that follow do not wait."""
     n_bins = out.shape[1]
-    distances = np.empty(BLOCK, np.uint16)
+    distances, flat = np.empty(BLOCK, np.uint16), codes.ravel()
     counts = np.empty((4, n_bins), np.int64)
     for q in range(len(queries)):
         counts[:] = 0
         for start in range(0, len(codes), BLOCK):
-            part = codes[start : start + BLOCK]
-            _block_distances(queries[q], part, distances)
-            whole = len(part) - len(part) % 4
+            n = min(BLOCK, len(codes) - start)
+            _block_distances(queries, q, flat, start, n, distances)
+            whole = n - n % 4
             for i in range(0, whole, 4):
                 counts[0, distances[i]] += 1
                 counts[1, distances[i + 1]] += 1
                 counts[2, distances[i + 2]] += 1
                 counts[3, distances[i + 3]] += 1
-            for i in range(whole, len(part)):
+            for i in range(whole, n):
                 counts[0, distances[i]] += 1
         for d in range(n_bins):
             out[q, d] = counts[0, d] + counts[1, d] + counts[2, d] + counts[3, d]
