@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array, float_matrix
 from hashstream.kernels._intrinsics import float64_bits, prefetch_row
-from hashstream.kernels._jit import inline, jit
+from hashstream.kernels._jit import bare, inline, jit
 
 FIXED_POINT_SCALE = 2**20  # sums of embeddings are integers in units of 2**-20: exact, so in any order the same
 FIXED_POINT_LIMIT = 2.0**20  # embeddings saturate here
@@ -83,7 +83,7 @@ def _mix(h):  # type: ignore[no-untyped-def]
     return h
 
 
-@jit
+@bare
 def _find(slots, keys, codes, row, mask):  # type: ignore[no-untyped-def]
     """The slot where the masked code is, or the empty one where it would go."""
     n_words = codes.shape[1]
@@ -104,7 +104,7 @@ def _find(slots, keys, codes, row, mask):  # type: ignore[no-untyped-def]
         at = (at + np.uint64(1)) & last
 
 
-@jit
+@bare
 def _take_row(slots, keys, used, slot, codes, row, mask):  # type: ignore[no-untyped-def]
     """Gives the masked code a new row; -1 if there is none left."""
     bucket = used[0]
@@ -126,7 +126,7 @@ def _add_fixed_point(total, value):  # type: ignore[no-untyped-def]
         total[i] += float64_bits(x * FIXED_POINT_SCALE + _ROUNDER) - _ROUNDER_BITS
 
 
-@jit
+@bare
 def _count_one_word(slots, keys, counts, used, codes, mask, start):  # type: ignore[no-untyped-def]
     """The plain counting of one-word codes, in the fewest steps."""
     keep = mask[0]
@@ -149,11 +149,13 @@ def _count_one_word(slots, keys, counts, used, codes, mask, start):  # type: ign
     return len(codes)
 
 
-@jit
-def _count(slots, keys, counts, half_counts, sums, used, codes, embedding, mask, start, first_row):  # type: ignore[no-untyped-def]
-    """Counts a block of rows, asking for their sums in memory, which is slow to come, and then adds to these."""
+@bare
+def _count(slots, keys, counts, half_counts, sums, used, codes, embedding, mask, start, first_row, targets):  # type: ignore[no-untyped-def]
+    """Counts a block of rows, asking for their sums in memory, which is slow to come, and then adds to these.
+
+    `targets` (COUNT_ROWS,) is for in between.
+    """
     _, n_halves, n_dims = sums.shape
-    targets = np.empty(COUNT_ROWS, np.int64)
     for first in range(start, len(codes), COUNT_ROWS):
         n = min(COUNT_ROWS, len(codes) - first)
         done = 0
@@ -182,13 +184,13 @@ def _count(slots, keys, counts, half_counts, sums, used, codes, embedding, mask,
     return len(codes)
 
 
-@jit
+@bare
 def _lookup(slots, keys, codes, mask, rows):  # type: ignore[no-untyped-def]
     for row in range(len(codes)):
         rows[row] = slots[_find(slots, keys, codes, row, mask)]
 
 
-@jit
+@bare
 def _merge(  # type: ignore[no-untyped-def]
     slots, keys, counts, half_counts, sums, used, other_keys, other_counts, other_half_counts, other_sums, mask, start
 ):
@@ -306,7 +308,8 @@ def count_buckets(
         embedding = float_matrix(embedding, "embedding")
         if embedding.shape != (len(codes), n_dims):
             raise ValueError(f"embedding has shape {embedding.shape}, expected ({len(codes)}, {n_dims})")
-    return int(_count(*arrays, codes, embedding, mask, start, first_row or 0))
+    targets = np.empty(COUNT_ROWS, np.int64)
+    return int(_count(*arrays, codes, embedding, mask, start, first_row or 0, targets))
 
 
 def lookup_buckets(arrays: BucketArrays, codes: Any, mask: Any) -> NDArray[np.int32]:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from hashstream.kernels._arrays import csr_arrays, share_rows
 from hashstream.kernels._exp import sigmoid, tanh
 from hashstream.kernels._intrinsics import make_accumulate
-from hashstream.kernels._jit import jit
+from hashstream.kernels._jit import bare, jit
 from hashstream.kernels.pack import pack_rows, words_for_bits
-from hashstream.kernels.rows import RowFlag, check_into, longest_row, select_rows
+from hashstream.kernels.rows import TABLE, RowFlag, check_into, longest_row, select_rows
 
 TILE = 64  # columns of weights that are summed in registers; a tile of 2,000 genes fits the second-level cache
 BLOCK_ROWS = 1024  # rows whose selected values are kept while the tiles of weights pass over them
@@ -26,7 +26,7 @@ _HUGE_FROM = 1 << 22  # NumPy asks the system for huge pages from this many byte
 _accumulate = make_accumulate(TILE)
 
 
-@jit
+@bare
 def _project_sparse(tiles, bias, genes, values, starts, out):  # type: ignore[no-untyped-def]
     """``out[r] = bias + sum of values[k] * weights[genes[k]]`` over the entries k of row r, in their order."""
     n_tiles, n_in, width = tiles.shape
@@ -38,28 +38,28 @@ def _project_sparse(tiles, bias, genes, values, starts, out):  # type: ignore[no
             )
 
 
-@jit
+@bare
 def _first_layer(  # type: ignore[no-untyped-def]
-    indptr, indices, data, unsigned, gene_map, used, cap, rising, target_sum, tiles, bias, block_rows, genes, values,
-    starts, totals, flags, out,
+    indptr, indices, data, unsigned, gene_map, used, cap, rising, target_sum, tiles, bias, block_rows, table, dense,
+    present, at, genes, values, starts, totals, flags, out,
 ):  # fmt: skip
     """Check, select and project rows, `block_rows` at a time.
 
-    `genes` and `values` need a place more than what a block may select, `starts` one more than a block has rows.
+    `genes` and `values` need a place more than what a block may select, `starts` one more than a block has rows; the
+    others that are for in between are those of `select_rows`.
     """
-    at = np.empty(longest_row(indptr) + 1, np.int32)
     for first in range(0, len(totals), block_rows):
         last = min(first + block_rows, len(totals))
         pointers = indptr[first : last + 1]
         check_into(pointers, indices, data, unsigned, len(gene_map), totals[first:last], flags[first:last])
         select_rows(
             pointers, indices, data, pointers[-1] - pointers[0], totals[first:last], flags[first:last], gene_map, used,
-            cap, rising, target_sum, at, genes, values, starts,
+            cap, rising, target_sum, table, dense, present, at, genes, values, starts,
         )  # fmt: skip
         _project_sparse(tiles, bias, genes, values, starts, out[first:last])
 
 
-@jit
+@bare
 def _project_dense(tiles, bias, everything, inputs, out):  # type: ignore[no-untyped-def]
     """``out[r] = bias + inputs[r, :n_in] @ weights``, inputs ascending."""
     n_tiles, n_in, width = tiles.shape
@@ -76,7 +76,7 @@ def _relu(values):  # type: ignore[no-untyped-def]
         flat[i] = flat[i] if flat[i] > np.float32(0.0) else np.float32(0.0)
 
 
-@jit
+@bare
 def _clear_rows(flags, first_bad, embedding, codes):  # type: ignore[no-untyped-def]
     for row in range(len(flags)):
         if flags[row] >= first_bad:
@@ -348,17 +348,26 @@ class _Scratch:
 
     def __init__(self, weights: EncoderWeights) -> None:
         self._n_genes = weights.n_genes
+        self._of_a_row = (
+            np.empty(TABLE, np.float32),
+            np.empty(weights.n_genes, np.float32),
+            np.zeros(-(-weights.n_genes // 64), np.uint64),
+        )
+        self._at = np.empty(0, np.int32)
         self._genes = np.empty(0, np.int32)
         self._values = np.empty(0, np.float32)
         self._starts = np.empty(BLOCK_ROWS + 1, np.int64)
         self.outputs = [np.empty((BLOCK_ROWS, len(layer.bias)), np.float32) for layer in weights.prepared]
 
-    def entries(self, nnz: int, n_rows: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
-        """Room for the genes, values and starts of the selected values of `n_rows` rows that store `nnz`."""
-        room = min(nnz, n_rows * self._n_genes) + 1
+    def rooms(self, indptr: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """What `_first_layer` takes for rows of these pointers, from `table` to `starts`."""
+        longest, n_rows = longest_row(indptr), len(indptr) - 1
+        if longest >= len(self._at):
+            self._at = np.empty(longest + 1, np.int32)
+        room = min(int(indptr[-1] - indptr[0]), n_rows * self._n_genes) + 1
         if room > len(self._genes):
             self._genes, self._values = np.empty(room, np.int32), np.empty(room, np.float32)
-        return self._genes, self._values, self._starts[: n_rows + 1]
+        return *self._of_a_row, self._at, self._genes, self._values, self._starts[: n_rows + 1]
 
 
 def _scratch_of(weights: EncoderWeights) -> _Scratch:
@@ -382,7 +391,6 @@ def _encode_block(
     """Checks, layers, signs and packing of a block of rows."""
     *layers, head = weights.prepared
     n_rows = len(out.flags)
-    picked, values, starts = scratch.entries(int(indptr[-1] - indptr[0]), n_rows)
     inputs = np.empty(0, np.float32)
     for i, (layer, activation) in enumerate(zip(layers, weights.activations, strict=True)):
         outputs = scratch.outputs[i][:n_rows]
@@ -392,7 +400,7 @@ def _encode_block(
             rows = CACHED_ROWS if len(layer.weights) == 1 else BLOCK_ROWS
             _first_layer(
                 indptr, indices, data, data.dtype.kind == "u", genes.genes, genes.used, weights.cap, genes.rising,
-                weights.target_sum, layer.weights, layer.bias, rows, picked, values, starts, out.totals, out.flags,
+                weights.target_sum, layer.weights, layer.bias, rows, *scratch.rooms(indptr), out.totals, out.flags,
                 outputs,
             )  # fmt: skip
         else:

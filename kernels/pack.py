@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array
-from hashstream.kernels._jit import jit
+from hashstream.kernels._jit import bare, jit
 
 WORD_BITS = 64
 
@@ -18,7 +18,7 @@ def words_for_bits(n_bits: int) -> int:
     return -(-n_bits // WORD_BITS)
 
 
-@jit
+@bare
 def pack_rows(values, n_bits, codes):  # type: ignore[no-untyped-def]
     """Sets `codes` from the signs of the first `n_bits` columns of `values`."""
     for row in range(len(codes)):
@@ -34,7 +34,7 @@ def pack_rows(values, n_bits, codes):  # type: ignore[no-untyped-def]
             codes[row, word] = bits
 
 
-@jit
+@bare
 def _unpack_rows(codes, values):  # type: ignore[no-untyped-def]
     for row in range(len(values)):
         for b in range(values.shape[1]):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import csr_arrays
 from hashstream.kernels._intrinsics import prefetch, trailing_zeros
-from hashstream.kernels._jit import jit
+from hashstream.kernels._jit import bare
 from hashstream.kernels._log1p import log1p_
 
 TABLE = 16  # counts below this are looked up in a table that is made once a cell
@@ -31,7 +31,7 @@ class RowFlag(IntEnum):
     INDEX_ORDER = 6  # columns that do not strictly increase: unsorted or duplicated
 
 
-@jit
+@bare
 def _odd_counts(values):  # type: ignore[no-untyped-def]
     """Whether any value is not an integer from 0 to 2**31."""
     odd = False
@@ -41,7 +41,7 @@ def _odd_counts(values):  # type: ignore[no-untyped-def]
     return odd
 
 
-@jit
+@bare
 def _sum_counts(data, start, stop):  # type: ignore[no-untyped-def]
     """Total of ``data[start:stop]``, and whether any is negative or not an integer."""
     values = data[start:stop]
@@ -62,7 +62,7 @@ def _sum_counts(data, start, stop):  # type: ignore[no-untyped-def]
     return total, negative, fraction
 
 
-@jit
+@bare
 def _sum_unsigned(data, start, stop):  # type: ignore[no-untyped-def]
     """Total of ``data[start:stop]``, unsigned integers, which cannot be negative or fractional."""
     values = data[start:stop]
@@ -72,7 +72,7 @@ def _sum_unsigned(data, start, stop):  # type: ignore[no-untyped-def]
     return np.float64(total)
 
 
-@jit
+@bare
 def _rising(indices, start, stop):  # type: ignore[no-untyped-def]
     """Whether ``indices[start:stop]`` strictly increase."""
     left = indices[start : stop - 1]
@@ -83,7 +83,7 @@ def _rising(indices, start, stop):  # type: ignore[no-untyped-def]
     return not falls
 
 
-@jit
+@bare
 def _in_range(indices, start, stop, n_genes):  # type: ignore[no-untyped-def]
     inside = True
     for i in range(start, stop):
@@ -91,7 +91,7 @@ def _in_range(indices, start, stop, n_genes):  # type: ignore[no-untyped-def]
     return inside
 
 
-@jit
+@bare
 def check_into(indptr, indices, data, unsigned, n_genes, totals, flags):  # type: ignore[no-untyped-def]
     """`totals` and `flags` of the rows; the total of a row that cannot be encoded is 0."""
     for row in range(len(totals)):
@@ -174,14 +174,14 @@ def row_totals(indptr: Any, indices: Any, data: Any, n_genes: int) -> tuple[NDAr
     return check_arrays(*csr_arrays(indptr, indices, data), n_genes)
 
 
-@jit
+@bare
 def _fill_table(scale, table):  # type: ignore[no-untyped-def]
     """``table[count] = log1p(count * scale)``; exactly 0 for count 0."""
     for count in range(TABLE):
         table[count] = np.float32(log1p_(np.float64(count) * scale))
 
 
-@jit
+@bare
 def _compact(indices, used, at):  # type: ignore[no-untyped-def]
     """Positions of the entries whose column is used; `at` needs a place more. Gives their number.
 
@@ -196,7 +196,7 @@ def _compact(indices, used, at):  # type: ignore[no-untyped-def]
     return m
 
 
-@jit
+@bare
 def _look_up(indices, data, at, n, gene_map, cap, table, genes, values):  # type: ignore[no-untyped-def]
     """Genes and values of the entries `at`, as if no count were above the table, and the least and the largest count.
 
@@ -213,7 +213,7 @@ def _look_up(indices, data, at, n, gene_map, cap, table, genes, values):  # type
     return least, most
 
 
-@jit
+@bare
 def _set_large(data, at, n, cap, scale, genes, values):  # type: ignore[no-untyped-def]
     """The values of counts that are not in the table."""
     for i in range(n):
@@ -222,7 +222,7 @@ def _set_large(data, at, n, cap, scale, genes, values):  # type: ignore[no-untyp
             values[i] = min(np.float32(log1p_(np.float64(count) * scale)), cap[genes[i]])
 
 
-@jit
+@bare
 def _drop_zeros(data, at, n, genes, values):  # type: ignore[no-untyped-def]
     """Closes the gaps of entries with a count of 0, and gives the number of the others."""
     m = 0
@@ -233,7 +233,7 @@ def _drop_zeros(data, at, n, genes, values):  # type: ignore[no-untyped-def]
     return m
 
 
-@jit
+@bare
 def _sort_row(genes, values, dense, present):  # type: ignore[no-untyped-def]
     """Puts the entries of a row in ascending order of their genes, by way of a row of all genes."""
     for k in range(len(genes)):
@@ -252,7 +252,7 @@ def _sort_row(genes, values, dense, present):  # type: ignore[no-untyped-def]
             at += np.uint64(1)
 
 
-@jit
+@bare
 def longest_row(indptr):  # type: ignore[no-untyped-def]
     longest = np.int64(0)
     for row in range(len(indptr) - 1):
@@ -260,21 +260,19 @@ def longest_row(indptr):  # type: ignore[no-untyped-def]
     return longest
 
 
-@jit
+@bare
 def select_rows(  # type: ignore[no-untyped-def]
-    indptr, indices, data, ahead, totals, flags, gene_map, used, cap, rising, target_sum, at, genes, values, starts
-):
+    indptr, indices, data, ahead, totals, flags, gene_map, used, cap, rising, target_sum, table, dense, present, at,
+    genes, values, starts,
+):  # fmt: skip
     """Log-normalised values of the chosen genes, row after row.
 
     Row r gets ``values[starts[r]:starts[r + 1]]`` of the hasher's `genes`, in ascending order of the gene. Bit ``c %
-    64`` of ``used[c // 64]`` says whether column c is mapped. `at` needs a place more than the longest row, `genes` and
+    64`` of ``used[c // 64]`` says whether column c is mapped. `table` (`TABLE`,), `dense` (n_genes,), `present`
+    (n_genes bits, all 0) and `at` are for in between; `at` needs a place more than the longest row, `genes` and
     `values` one more than all selected values. Stored zeros are dropped, as if they were not stored. Meanwhile what is
     stored `ahead` of the rows is brought nearer.
     """
-    n_genes = len(cap)
-    table = np.zeros(TABLE, np.float32)
-    dense = np.empty(0 if rising else n_genes, np.float32)
-    present = np.zeros(0 if rising else (n_genes + 63) // 64, np.uint64)
     first = np.int64(0)
     starts[0] = 0
     for row in range(len(totals)):
@@ -300,7 +298,7 @@ def select_rows(  # type: ignore[no-untyped-def]
         starts[row + 1] = first
 
 
-@jit
+@bare
 def _log_normalise(indptr, data, totals, target_sum, out):  # type: ignore[no-untyped-def]
     for row in range(len(totals)):
         scale = target_sum / totals[row] if totals[row] > 0.0 else 0.0
