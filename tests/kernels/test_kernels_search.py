@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.caching import NullCache
 
 from hashstream import kernels
 from hashstream.kernels import reference, reference_search
 from hashstream.kernels._cpu import NO_AVX512, has_feature
 from hashstream.kernels._intrinsics import popcount
+from hashstream.kernels._jit import bare, jit
 from hashstream.kernels._probe import CHUNK, LOOKUPS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,6 +215,34 @@ def test_compiled_code_uses_what_the_environment_allows() -> None:
         assert "vpopcnt" not in asm
     elif has_feature("avx512vpopcntdq"):
         assert "vpopcntq" in asm
+
+
+def test_bare_kernels_do_not_count_who_holds_arrays() -> None:
+    def sum_rows(values, out):  # type: ignore[no-untyped-def]
+        for row in range(len(values)):
+            part = values[row]
+            if part[0] > 0.0:
+                out[row] = _total(part)
+
+    values = np.arange(6.0).reshape(2, 3)
+    texts = {}
+    for decorate in (jit, bare):
+        kernel: Any = decorate(sum_rows)
+        kernel._cache = NullCache()  # of a cached kernel numba does not show the code
+        out = np.zeros(2)
+        kernel(values, out)
+        np.testing.assert_array_equal(out, [0.0, 12.0])
+        (texts[decorate],) = kernel.inspect_llvm().values()
+    assert "NRT_incref" in texts[jit]
+    assert "NRT_" not in texts[bare]
+
+
+@bare
+def _total(values):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for i in range(len(values)):
+        total += values[i]
+    return total
 
 
 @pytest.mark.slow
