@@ -216,8 +216,8 @@ def search_tables(  # type: ignore[no-untyped-def]
         if table == n_tables:
             radius, table = radius + 1, 0
     best[:] = _NOTHING
-    for q in range(n_queries):
-        for i in range(n_held[q]):
-            prefetch(starts, held[q, i] & np.int64(0xFFFFFFFF))
-        for i in range(n_held[q]):
-            _enter_rows(held[q, i] >> 32, held[q, i] & np.int64(0xFFFFFFFF), starts, rows, best[q], k)
+    for query in range(n_queries):
+        for i in range(n_held[query]):
+            prefetch(starts, held[query, i] & np.int64(0xFFFFFFFF))
+        for i in range(n_held[query]):
+            _enter_rows(held[query, i] >> 32, held[query, i] & np.int64(0xFFFFFFFF), starts, rows, best[query], k)

@@ -343,6 +343,9 @@ def encode_rows(
     return result
 
 
+_Row = NDArray[Any]
+
+
 class _Scratch:
     """What a thread writes between the steps of a block: kept as long as the weights, as fresh memory costs time."""
 
@@ -359,7 +362,7 @@ class _Scratch:
         self._starts = np.empty(BLOCK_ROWS + 1, np.int64)
         self.outputs = [np.empty((BLOCK_ROWS, len(layer.bias)), np.float32) for layer in weights.prepared]
 
-    def rooms(self, indptr: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    def rooms(self, indptr: NDArray[np.int64]) -> tuple[_Row, _Row, _Row, _Row, _Row, _Row, _Row]:
         """What `_first_layer` takes for rows of these pointers, from `table` to `starts`."""
         longest, n_rows = longest_row(indptr), len(indptr) - 1
         if longest >= len(self._at):

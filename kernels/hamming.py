@@ -257,7 +257,10 @@ def _limits_to(n_bits, n_levels):  # type: ignore[no-untyped-def]
     return limits
 
 
-def sliced_scratch(queries: NDArray[np.uint64]) -> tuple[tuple[int, int], tuple[NDArray[Any], ...]]:
+_Row = NDArray[Any]
+
+
+def sliced_scratch(queries: NDArray[np.uint64]) -> tuple[tuple[int, int], tuple[_Row, _Row, _Row, _Row, _Row]]:
     """What a bit-sliced scan needs: the sizes, and the choices, limits, planes, tables and marks of `_planes`."""
     n_bits = 64 * queries.shape[1]
     sizes = n_choices(n_bits), counter_bits(n_bits)

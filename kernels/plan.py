@@ -1,7 +1,7 @@
 """Whether to scan the codes or to build a multi-index first: decided by counting the work of either.
 
 The unit is the time in which the bit-sliced scan passes one code of 64 bits. In it a lookup of a bucket costs about
-850 where thousands of queries are searched at once, a code in a bucket 6, and building the index 4,000 a row and word
+850 where thousands of queries are searched at once, a code in a bucket 6, and building the index 12,000 a row and word
 (measured with 1 and 10 million codes of a simulated atlas, `python -m benchmarks.search`). How many lookups a query
 needs follows from the distance of its k-th nearest, which the scan finds for a few queries; how full the buckets are,
 from how often two codes of a sample share one.
@@ -23,7 +23,7 @@ from hashstream.kernels.multi_index import MAX_WORDS, best_tables_per_word, perm
 
 LOOKUP = 850
 CODE = 6
-BUILD = 4000
+BUILD = 12_000
 MARGIN = 1.5  # how much dearer than reckoned the index may turn out
 FEWEST_CODES = 1 << 18
 _SAMPLE_QUERIES = 32
