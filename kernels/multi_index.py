@@ -35,6 +35,7 @@ from hashstream.kernels._probe import (
 )
 
 MAX_WORDS = 4
+AT_ONCE = 1 << 15  # queries that share what is read: for each of them its k best codes are held
 
 
 @jit
@@ -174,10 +175,12 @@ class MultiIndex:
         _gather_bits(queries, self._source, permuted)
 
         def work(start: int, stop: int) -> None:
-            search_tables(
-                permuted[start:stop], (0,) * self.n_words, self._first, self._codes, self._numbers, self._layout,
-                self._masks, self._shells, self._starts, self._rows, k, best[start:stop],
-            )  # fmt: skip
+            for first in range(start, stop, AT_ONCE):
+                some = slice(first, min(first + AT_ONCE, stop))
+                search_tables(
+                    permuted[some], (0,) * self.n_words, self._first, self._codes, self._numbers, self._layout,
+                    self._masks, self._shells, self._starts, self._rows, k, best[some],
+                )  # fmt: skip
 
         share_rows(work, len(queries), n_threads)
         return (best >> 32).astype(np.int32), best & np.int64(0xFFFFFFFF)
