@@ -37,7 +37,7 @@ def bare(function: F) -> F:
     """As `jit`, for kernels that make no arrays; they do not count who holds those that they are given.
 
     Numba counts the holders of every view, and of every array that is handed on, in atomic operations. In a loop whose
-    turns take some ten nanoseconds that is up to a fifth of the time.
+    turns take some ten nanoseconds that is much.
     """
     return _compiled(function, _nrt=False)
 
