@@ -10,7 +10,10 @@ What is compared
 topk64_vs_faiss, topk128_vs_faiss, topk256_vs_faiss
     The 10 nearest of ``--cells`` uniform codes for a block of 128 queries. Theirs: `IndexBinaryFlat.search`.
 single_query_vs_faiss
-    One query of 64 bits.
+    One query of 64 bits. Ours scans, too: nothing is made before.
+single_query_index_vs_faiss
+    One query after the other, of 64 bits, among the same uniform codes, which suit an index least. Ours: `MultiIndex`.
+    `single_query_index_build_s` says what making it takes.
 multi_index_vs_faiss
     128 cells that are not in the index, among the codes of ``--cells`` encoded cells of a simulated atlas. Ours:
     `MultiIndex`, theirs: `IndexBinaryFlat`. Making either is not in the time; `build_s` says what ours takes.
@@ -32,6 +35,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +169,39 @@ def bench_threads(codes: Codes, queries: Codes, *, replicates: int) -> Found:
     return records, {"two_threads_vs_one": one / two}
 
 
+def one_by_one(search: Callable[[Codes], Any], queries: Codes) -> Callable[[], Any]:
+    """Searches for another query each time: what one query reads would be in the cache when it came again."""
+    turns = cycle(range(len(queries)))
+
+    def call() -> Any:
+        i = next(turns)
+        return search(queries[i : i + 1])
+
+    return call
+
+
+def bench_single(codes: Codes, queries: Codes, *, replicates: int) -> Found:
+    """One query after the other by the multi-index, on uniform codes."""
+    flat = flat_index(codes)
+    begin = time.perf_counter()
+    index = kernels.MultiIndex(codes)
+    build = time.perf_counter() - begin
+    check(index.search(queries, K), queries, codes, flat.search(queries.view(np.uint8), K))
+    contestants = {
+        "hashstream": one_by_one(lambda query: index.search(query, K), queries),
+        "scan": one_by_one(lambda query: kernels.hamming_topk(query, codes, K), queries),
+        "faiss": one_by_one(lambda query: flat.search(query.view(np.uint8), K), queries),
+    }
+    dataset = f"{len(codes)} uniform codes of 64 bits, one query after the other, k={K}"
+    records = interleave("single_query_index", dataset, contestants, replicates=3 * replicates)
+    seconds = median_elapsed(records, "single_query_index/hashstream")
+    return records, {
+        "single_query_index_vs_faiss": median_elapsed(records, "single_query_index/faiss") / seconds,
+        "single_query_index_vs_scan": median_elapsed(records, "single_query_index/scan") / seconds,
+        "single_query_index_build_s": build,
+    }
+
+
 def bench_index(codes: Codes, many: Codes, *, replicates: int) -> Found:
     """The multi-index against scans and faiss's hash tables, on codes of an atlas."""
     queries = many[:BLOCK]
@@ -192,8 +229,8 @@ def bench_index(codes: Codes, many: Codes, *, replicates: int) -> Found:
     records += interleave("multi_index_many", dataset, all_at_once, replicates=1 + replicates // 3)
     of_many = median_elapsed(records, "multi_index_many/hashstream")
     one = {
-        "hashstream": lambda: index.search(queries[:1], K),
-        "faiss": lambda: flat.search(queries[:1].view(np.uint8), K),
+        "hashstream": one_by_one(lambda query: index.search(query, K), queries),
+        "faiss": one_by_one(lambda query: flat.search(query.view(np.uint8), K), queries),
     }
     records += interleave("multi_index_1q", dataset, one, replicates=3 * replicates)
     few = queries[:FEW_HASHED]
@@ -270,6 +307,7 @@ def main() -> None:
             add(bench_topk(codes, queries, "uniform", replicates=options.replicates, slow_too=False))
             if bits == 64:
                 add(bench_threads(codes, queries[:BLOCK], replicates=options.replicates))
+                add(bench_single(codes, queries[:BLOCK], replicates=options.replicates))
     summary |= {f"topk{bits}_vs_faiss": summary[f"topk{bits}_uniform_{size(n)}_{BLOCK}q_vs_faiss"] for bits in WIDTHS}
     summary["single_query_vs_faiss"] = summary[f"topk64_uniform_{size(n)}_1q_vs_faiss"]
     summary |= {"cells": n, "seconds": time.perf_counter() - begin, "peak_rss_bytes": peak_rss_bytes()}

@@ -7,6 +7,8 @@ disk, and keeps IEEE semantics: no fast-math and no contraction of multiply-add,
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,6 +19,27 @@ from hashstream.kernels._cpu import leave_out_avx512
 F = TypeVar("F", bound=Callable[..., Any])
 
 leave_out_avx512()
+
+
+def _leave_out_blas() -> None:
+    """Have numba start without `scipy.linalg`, half of its start-up, which it loads to see whether there is a BLAS.
+
+    No kernel multiplies matrices. Kernels of others that do still find SciPy's BLAS, when they are compiled.
+    """
+    if "scipy.linalg" in sys.modules or "numba.np.arraymath" in sys.modules:
+        return
+    with contextlib.suppress(ImportError, AttributeError):  # numba's own modules: another version may have others
+        from numba.np import linalg
+
+        look = linalg.ensure_blas
+        linalg.ensure_blas = lambda: None
+        try:
+            import numba.np.arraymath  # noqa: F401
+        finally:
+            linalg.ensure_blas = look
+
+
+_leave_out_blas()
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": False}
 

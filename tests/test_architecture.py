@@ -8,7 +8,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import anndata
 import pytest
+
+from hashstream.stages.fit import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER_OF = {"hashstream.kernels": "kernels", "hashstream.cli": "cli", "hashstream.configs": "configs"}
@@ -91,6 +94,30 @@ def test_encode_loads_neither_torch_nor_anndata(small_h5ad: Path, tmp_path: Path
     assert "hashstream.stages.encode" in modules
     unneeded = ("torch", "anndata", "dask", "distributed", "click", "tqdm")
     assert not {m for m in modules if m.split(".")[0] in unneeded}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_stages_without_a_fit_load_no_pandas(small_h5ad: Path, tmp_path: Path) -> None:
+    """Nor SciPy's linear algebra, which numba would load, nor HDF5: they would be half of the start."""
+    atlas, hasher, run = (str(tmp_path / name) for name in ("atlas.zarr", "hasher", "run"))
+    anndata.read_h5ad(small_h5ad).write_zarr(atlas)
+    fit(atlas, hasher)
+    code = f"from hashstream.stages.encode import encode\nencode({atlas!r}, {run!r}, hasher={hasher!r})\n"
+    modules = loaded_after(code)
+    assert "numba" in modules
+    assert not modules & {"pandas", "scipy.linalg", "h5py", "pyarrow.compute"}
+    modules = loaded_after(f"from hashstream.stages.cluster import cluster\ncluster({run!r})\n")
+    assert "numba" in modules
+    assert not modules & {"pandas", "scipy.linalg", "h5py"}
+
+
+def test_matrices_can_still_be_multiplied_in_kernels_of_others() -> None:
+    """Though numba does not look for a BLAS when it starts."""
+    code = (
+        "import hashstream.kernels, numba, numpy as np\n"
+        "print(numba.njit(lambda a: a @ a)(np.full((2, 2), 3.0)).sum())\n"
+    )
+    assert "72.0" in loaded_after(code)
 
 
 def test_help_loads_no_heavy_library() -> None:

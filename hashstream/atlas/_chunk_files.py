@@ -10,9 +10,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
@@ -20,6 +19,9 @@ from zarr.core.metadata.v3 import RegularChunkGrid
 from zarr.storage import LocalStore
 
 from hashstream.atlas._shards import FULL, crc32c
+
+if TYPE_CHECKING:
+    import h5py
 
 _STEPS_V3 = {BloscCodec: "blosc", ZstdCodec: "zstd", GzipCodec: "gzip"}
 _STEPS_V2 = ("blosc", "zstd", "gzip", "zlib")
@@ -70,7 +72,7 @@ def layout_of(array: Any) -> Layout | None:
     """That of a zarr array or an HDF5 dataset; None if it is another than those known here."""
     if len(array.shape) != 1 or array.dtype.kind not in "iuf" or array.dtype != array.dtype.newbyteorder("<"):
         return None
-    if isinstance(array, h5py.Dataset):
+    if type(array).__module__.startswith("h5py."):  # not loaded for a zarr array
         return _layout_hdf5(array)
     if not isinstance(getattr(array, "store", None), LocalStore):
         return None

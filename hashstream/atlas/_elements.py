@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from numpy.typing import NDArray
 
 
 def read_element(node: Any) -> Any:
@@ -24,23 +24,27 @@ def read_element(node: Any) -> Any:
 
 def _read_plain(node: Any) -> Any:
     """A table, categories, names or numbers; None where it is, or holds, anything else."""
-    kind = (_attribute(node, "encoding-type"), _attribute(node, "encoding-version"))
+    kind = _kind(node)
     if kind == ("string-array", "0.2.0") and len(node.shape) == 1:
-        return node.asstr()[()] if hasattr(node, "asstr") else node[()]
+        return _strings(node)
     if kind == ("array", "0.2.0") and len(node.shape) == 1 and np.dtype(node.dtype).kind in "biuf":
         return node[()]
     if kind == ("categorical", "0.2.0"):
         codes, categories = _read_plain(node["codes"]), _read_plain(node["categories"])
         if codes is None or categories is None:
             return None
-        return pd.Categorical.from_codes(codes, categories, ordered=bool(_attribute(node, "ordered")))
+        import pandas as pd
+
+        return pd.Categorical.from_codes(codes, categories, ordered=bool(attribute(node, "ordered")))
     if kind == ("dataframe", "0.2.0"):
-        index_key = _attribute(node, "_index")
-        order = [name.decode() if isinstance(name, bytes) else str(name) for name in _attribute(node, "column-order")]
+        index_key = attribute(node, "_index")
+        order = [name.decode() if isinstance(name, bytes) else str(name) for name in attribute(node, "column-order")]
         columns = {name: _read_plain(node[name]) for name in order}
         index = _read_plain(node[index_key])
         if index is None or any(values is None for values in columns.values()):
             return None
+        import pandas as pd
+
         frame = pd.DataFrame(columns, index=index, columns=order or None)
         if index_key != "_index":
             frame.index.name = index_key
@@ -48,6 +52,28 @@ def _read_plain(node: Any) -> Any:
     return None
 
 
-def _attribute(node: Any, key: str) -> Any:
+def read_plain_text(node: Any) -> NDArray[np.object_] | None:
+    """Names, or categories that are names, as strings; None for anything else. A cell of no category is "nan"."""
+    kind = _kind(node)
+    if kind == ("string-array", "0.2.0") and len(node.shape) == 1:
+        return np.asarray(_strings(node), dtype=object)
+    if kind == ("categorical", "0.2.0"):
+        codes, categories = _read_plain(node["codes"]), read_plain_text(node["categories"])
+        if codes is None or categories is None or codes.dtype.kind not in "iu":
+            return None
+        return np.append(categories, "nan")[np.where(codes < 0, len(categories), codes)]
+    return None
+
+
+def _kind(node: Any) -> tuple[Any, Any]:
+    return attribute(node, "encoding-type"), attribute(node, "encoding-version")
+
+
+def _strings(node: Any) -> NDArray[Any]:
+    return node.asstr()[()] if hasattr(node, "asstr") else node[()]  # type: ignore[no-any-return]
+
+
+def attribute(node: Any, key: str) -> Any:
+    """An attribute of a node; HDF5 may give bytes."""
     value = node.attrs.get(key)
     return value.decode() if isinstance(value, bytes) else value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,17 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.atlas._elements import read_element
 from hashstream.atlas.counts import choose_counts
+from hashstream.atlas.genes import VAR_NAMES, gene_columns, read_gene_columns
 from hashstream.atlas.layout import check_lengths
 from hashstream.atlas.matrix import RowMatrix, open_matrix
 from hashstream.errors import HashStreamError, InputError
 from hashstream.locations import locate
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from hashstream.atlas.remote import Transfers
 
 MOST_GENES = 1 << 24
@@ -63,7 +66,9 @@ class Store:
     @cached_property
     def var(self) -> pd.DataFrame:
         """The gene table that belongs to the matrix (``raw/var`` for ``raw/X``)."""
-        name = "raw/var" if self.matrix_name == "raw/X" else "var"
+        import pandas as pd
+
+        name = self._var_name
         frame = self._read_element(name, self.n_genes)
         if not isinstance(frame, pd.DataFrame):
             raise InputError(f"{self.path}: {name} is not a table of genes, found {type(frame).__name__}.")
@@ -74,8 +79,23 @@ class Store:
         return frame
 
     @property
+    def _var_name(self) -> str:
+        return "raw/var" if self.matrix_name == "raw/X" else "var"
+
+    @cached_property
+    def gene_columns(self) -> dict[str, NDArray[np.object_]]:
+        """What may identify genes: the index of `var` as ``var_names``, and its text columns, (n_genes,) strings each.
+
+        The table itself is not read for it where its columns are plain.
+        """
+        columns = self._read(self._var_name, self.n_genes, read_gene_columns)
+        if columns is None or any(len(values) != self.n_genes for values in columns.values()):
+            return gene_columns(self.var)
+        return columns
+
+    @property
     def gene_names(self) -> NDArray[np.object_]:
-        return np.asarray(self.var.index.astype(str), dtype=object)
+        return self.gene_columns[VAR_NAMES]
 
     def obs_columns(self) -> list[str]:
         """Names of the columns of obs, without the index."""
@@ -97,6 +117,8 @@ class Store:
             raise InputError(
                 f"{self.path}: obs has no column {key!r}; it has {', '.join(map(repr, self.obs_columns())) or 'none'}."
             )
+        import pandas as pd
+
         values = pd.Series(self._read_element(f"obs/{key}", self.n_cells))
         if len(values) != self.n_cells:
             raise InputError(f"{self.path}: obs[{key!r}] has {len(values)} rows, expected {self.n_cells}.")
@@ -142,11 +164,14 @@ class Store:
                 raise InputError(f"{self.path}: not an AnnData store: it has no {name!r}.") from error
 
     def _read_element(self, name: str, n_rows: int) -> Any:
+        return self._read(name, n_rows, read_element)
+
+    def _read(self, name: str, n_rows: int, how: Callable[[Any], Any]) -> Any:
         node = self._node(name)
         with _opening(self.path):
             check_lengths(node, n_rows, f"{self.path}: {name}")
         try:
-            return read_element(node)
+            return how(node)
         except HashStreamError:
             raise
         except Exception as error:
@@ -186,6 +211,8 @@ class Atlas:
         columns = [store.obs_column(key) for store in self.stores]
         if len(columns) == 1:
             return columns[0]
+        import pandas as pd
+
         return pd.concat([c.astype(object) for c in columns], ignore_index=True).astype("category")
 
     def fingerprint(self) -> str:
@@ -352,9 +379,9 @@ def _check_cells(store: Store) -> None:
 
 
 def _check_genes(store: Store) -> None:
-    names = pd.Index(store.gene_names)
-    if names.has_duplicates:
-        repeated = names[names.duplicated()].unique()
+    names = store.gene_names
+    if len(set(names)) != len(names):
+        repeated = [name for name, times in Counter(names).items() if times > 1]
         raise InputError(
             f"{store.path}: {len(repeated)} gene name(s) appear more than once in var (for example "
             f"{', '.join(map(repr, repeated[:3]))}); expected unique names. Make them unique first "

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.atlas.chunk import CsrChunk
@@ -14,6 +13,9 @@ from hashstream.atlas.open import Atlas
 from hashstream.atlas.stream import RowRange, stream_chunks
 from hashstream.errors import InputError
 from hashstream.kernels import RowFlag, row_totals
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BLOCK_ROWS = 256
 DEFAULT_SAMPLE_CELLS = 50_000

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from hashstream.atlas.genes import VAR_NAMES, gene_columns
 from hashstream.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULT_MIN_OVERLAP = 0.5
 _VERSION = re.compile(r"\.\d+$")
@@ -44,20 +48,10 @@ class GeneMatch:
         return f"{self.n_matched} of {self.n_genes} genes ({self.overlap:.1%}) matched by {self.matched_by}"
 
 
-def id_columns(var: pd.DataFrame) -> dict[str, NDArray[np.object_]]:
-    """The columns of a gene table that may identify genes: its index and every column of unique strings."""
-    columns: dict[str, NDArray[np.object_]] = {"var_names": np.asarray(var.index.astype(str), dtype=object)}
-    for name in var.columns:
-        values = var[name]
-        if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind in "OSU" or str(values.dtype) == "string":
-            columns[str(name)] = np.asarray(values.astype(str), dtype=object)
-    return columns
-
-
 def match_genes(
     names: Sequence[str],
     ids: Sequence[str] | None,
-    var: pd.DataFrame,
+    var: pd.DataFrame | Mapping[str, NDArray[np.object_]],
     *,
     min_overlap: float = DEFAULT_MIN_OVERLAP,
     where: str,
@@ -72,7 +66,7 @@ def match_genes(
     names, ids
         Gene names of the Hasher, and stable ids where it knows them.
     var
-        Gene table of the atlas.
+        Gene table of the atlas, or the columns of it that may identify genes (`Store.gene_columns`).
     min_overlap
         Smallest share of the Hasher's genes that must be found.
     where
@@ -83,18 +77,19 @@ def match_genes(
     InputError
         If fewer genes match, or two columns match one gene.
     """
-    best = GeneMatch(np.full(len(var), -1, dtype=np.int32), len(names), 0, "nothing")
+    columns = var if isinstance(var, Mapping) else gene_columns(var)
+    best = GeneMatch(np.full(len(columns[VAR_NAMES]), -1, dtype=np.int32), len(names), 0, "nothing")
     own = {"name": names} | ({"id": ids} if ids is not None else {})
     for normalise, how in ((str, ""), (_fold, ", ignoring case and version suffix")):
         for kind, wanted in own.items():
-            for column, values in id_columns(var).items():
+            for column, values in columns.items():
                 match = _match(wanted, values, normalise, f"{kind} against {column}{how}")
                 if match.n_matched > best.n_matched:
                     best = match
         if best.n_matched == best.n_genes:
             break
     if best.overlap < min_overlap:
-        raise InputError(_mismatch(best, names, var, min_overlap, where))
+        raise InputError(_mismatch(best, names, columns[VAR_NAMES], min_overlap, where))
     return best
 
 
@@ -118,18 +113,20 @@ def _match(wanted: Sequence[str], values: NDArray[np.object_], normalise: type[s
     return GeneMatch(gene_map, len(wanted), len(taken), how)
 
 
-def _mismatch(best: GeneMatch, names: Sequence[str], var: pd.DataFrame, min_overlap: float, where: str) -> str:
+def _mismatch(
+    best: GeneMatch, names: Sequence[str], var_names: NDArray[np.object_], min_overlap: float, where: str
+) -> str:
     wanted = ", ".join(map(repr, list(names)[:3]))
-    found = ", ".join(map(repr, [str(v) for v in var.index[:3]]))
+    found = ", ".join(map(repr, var_names[:3]))
     return (
         f"{where}: the genes do not match the hasher's: {best.describe()}, at least {min_overlap:.0%} are needed. "
         f"The hasher was fitted on {_kind(names)} such as {wanted}; the file's var_names hold "
-        f"{_kind([str(v) for v in var.index[:200]])} such as {found}. Use the same naming in both (a text column of "
+        f"{_kind(var_names)} such as {found}. Use the same naming in both (a text column of "
         "var with the hasher's names or ids is enough), or fit a hasher on this atlas."
     )
 
 
-def _kind(names: Sequence[str]) -> str:
+def _kind(names: Iterable[str]) -> str:
     sample = [str(name) for name in list(names)[:200]]
     ensembl = sum(bool(_ENSEMBL.match(name.upper())) for name in sample)
     if ensembl > len(sample) / 2:

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.errors import InputError
 from hashstream.hashing.genes import DEFAULT_MIN_OVERLAP, GeneMatch, match_genes
 from hashstream.kernels import EncoderWeights, GeneMap
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT_VERSION = 1
 _TENSORS = "hasher.safetensors"
@@ -76,8 +78,14 @@ class Hasher:
     def n_dims(self) -> int:
         return self.bit_weight.shape[0]
 
-    def bind(self, var: pd.DataFrame, *, where: str, min_overlap: float = DEFAULT_MIN_OVERLAP) -> BoundHasher:
-        """This Hasher for the columns of one store.
+    def bind(
+        self,
+        var: pd.DataFrame | Mapping[str, NDArray[np.object_]],
+        *,
+        where: str,
+        min_overlap: float = DEFAULT_MIN_OVERLAP,
+    ) -> BoundHasher:
+        """This Hasher for the columns of one store, by its gene table or what of it may identify genes.
 
         Genes that the store lacks are taken as average (z = 0), not as absent. Raises InputError where too few match.
         """

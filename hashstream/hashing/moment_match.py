@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from hashstream.atlas.genes import VAR_NAMES
 from hashstream.atlas.sample import Sample
 from hashstream.errors import InputError
 from hashstream.hashing.genes import match_genes
@@ -55,9 +55,8 @@ def moment_matched(hasher: Hasher, sample: Sample, *, min_overlap: float, where:
             "Leave it out: then each cell's code depends on that cell alone."
         )
     ids = None if hasher.gene_ids is None else [str(i) for i in hasher.gene_ids]
-    columns = {} if sample.gene_ids is None else {"id": sample.gene_ids}
-    var = pd.DataFrame(columns, index=pd.Index(sample.gene_names, dtype=object))
-    match = match_genes([str(n) for n in hasher.gene_names], ids, var, min_overlap=min_overlap, where=where)
+    columns = {VAR_NAMES: sample.gene_names} | ({} if sample.gene_ids is None else {"id": sample.gene_ids})
+    match = match_genes([str(n) for n in hasher.gene_names], ids, columns, min_overlap=min_overlap, where=where)
     found = np.flatnonzero(match.gene_map >= 0)
     mean, deviation = _log_moments(sample, found, hasher.target_sum)
     genes = match.gene_map[found]

@@ -16,6 +16,7 @@ from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.kernels.retrieve import CountedCodes
 from hashstream.kernels.sorted_counts import first_out_of_order
+from hashstream.runtime.arrow import matrix_of, numbers_of, without_missing
 from hashstream.runtime.database_schema import (
     BATCH_ROWS,
     CODES,
@@ -193,8 +194,8 @@ class ReferenceDatabase:
         at = 0
         for batch in self._batches(CODES):
             part = slice(at, at + len(batch))
-            codes[part] = np.asarray(batch.column(0).flatten()).reshape(-1, self.n_words)
-            counts[part] = batch.column(1).to_numpy()
+            codes[part] = matrix_of(batch.column(0))
+            counts[part] = numbers_of(batch.column(1))
             at += len(batch)
         unused = ~np.uint64(0) << np.uint64(self.n_bits % 64) if self.n_bits % 64 else np.uint64(0)
         if first_out_of_order(codes) >= 0 or np.any(codes[:, -1] & unused):
@@ -211,7 +212,7 @@ class ReferenceDatabase:
         rows, categories, amounts = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int64)
         at = 0
         for batch in self._batches(COUNTS):
-            mine = batch.filter(pa.array(batch.column(0).to_numpy() == number))
+            mine = batch.filter(pa.array(numbers_of(batch.column(0)) == number))
             if at + len(mine) > n:
                 raise _damaged(self.path / COUNTS, f"more entries of {column.name!r} than the {n} that {META} says")
             part = slice(at, at + len(mine))
@@ -226,7 +227,8 @@ class ReferenceDatabase:
         if digest(self.path / name) != self.digests[name]:
             raise _damaged(self.path / name, f"its content is not what {META} says (SHA-256)")
         try:
-            yield from self._parquet(name).iter_batches(batch_size=BATCH_ROWS)
+            for batch in self._parquet(name).iter_batches(batch_size=BATCH_ROWS):
+                yield without_missing(batch)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path / name, str(error)) from error
 

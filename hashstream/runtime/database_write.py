@@ -12,6 +12,7 @@ from hashstream.errors import SettingsError
 from hashstream.hashing import Hasher
 from hashstream.kernels.retrieve import CountedCodes
 from hashstream.runtime import schema
+from hashstream.runtime.arrow import list_array, number_array
 from hashstream.runtime.database import digest
 from hashstream.runtime.database_schema import (
     BATCH_ROWS,
@@ -26,7 +27,7 @@ from hashstream.runtime.database_schema import (
     code_columns,
 )
 from hashstream.runtime.files import write_json
-from hashstream.runtime.run import PARQUET_OPTIONS, list_array
+from hashstream.runtime.run import PARQUET_OPTIONS
 
 
 class DatabaseWriter:
@@ -63,7 +64,7 @@ class DatabaseWriter:
         for start in range(0, len(rows), BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
             number = np.full(len(rows[part]), len(self._columns), dtype=np.int16)
-            arrays = [pa.array(a) for a in (number, rows[part], cells.categories[part], cells.amounts[part])]
+            arrays = [number_array(a) for a in (number, rows[part], cells.categories[part], cells.amounts[part])]
             self._counts.write_table(pa.table(arrays, schema=arrow))
         n_missing = self._n_cells - int(cells.amounts.sum())
         self._columns.append(DatabaseColumn(name, role, tuple(categories), len(rows), n_missing))
@@ -105,5 +106,5 @@ class DatabaseWriter:
         with pq.ParquetWriter(self._folder / CODES, arrow, **PARQUET_OPTIONS) as writer:
             for start in range(0, cells.n_codes, BATCH_ROWS):
                 part = slice(start, start + BATCH_ROWS)
-                arrays = [list_array(cells.codes[part], columns[0].type), pa.array(cells.counts[part])]
+                arrays = [list_array(cells.codes[part], columns[0].type), number_array(cells.counts[part])]
                 writer.write_table(pa.table(arrays, schema=arrow))

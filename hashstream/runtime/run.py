@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hashstream.buckets import N_LANDMARKS, Landmarks, Tokens
 from hashstream.errors import InputError
 from hashstream.runtime import schema
+from hashstream.runtime.arrow import list_array, matrix_of, number_array, numbers_of, without_missing
 from hashstream.runtime.files import partial_path
 from hashstream.runtime.record import CELLS, META, read_record, replace_cells, write_record
 from hashstream.runtime.run_lock import hold_run
@@ -155,8 +156,8 @@ class Run:
         if not lost:
             return
         table = self._read(BUCKETS, ["code", "count"])
-        zero = ~_matrix(table["code"], np.dtype(np.uint64)).any(axis=1)
-        if table["count"].to_numpy()[zero].sum() < lost:
+        zero = ~matrix_of(table["code"]).astype(np.uint64, copy=False).any(axis=1)
+        if numbers_of(table["count"])[zero].sum() < lost:
             raise InputError(
                 f"{self.path / CODES}: the codes of {lost:,} cells are missing. The run is damaged; encode again."
             )
@@ -168,7 +169,7 @@ class Run:
     def landmarks(self) -> Landmarks:
         """The cells of which the run keeps the embedding."""
         table = self._read(LANDMARKS, [column.name for column in schema.landmark_columns(self.meta["n_dims"])])
-        return Landmarks(table["row"].to_numpy(), _matrix(table["embedding"], np.dtype(np.float32)))
+        return Landmarks(numbers_of(table["row"]), matrix_of(table["embedding"]).astype(np.float32, copy=False))
 
     def cell_columns(self) -> list[str]:
         return list(self._parquet(CELLS).schema_arrow.names)
@@ -186,7 +187,7 @@ class Run:
     def cell_buckets(self) -> Iterator[NDArray[np.int32]]:
         """The bucket of each cell, in batches."""
         for batch in self.iter_cells(["bucket"]):
-            yield batch.column(0).to_numpy()
+            yield numbers_of(batch.column(0))
 
     def require(self, *columns: str) -> None:
         """Raise InputError where the run has no such column of cells yet."""
@@ -218,7 +219,7 @@ class Run:
         """
 
         def look_up(rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
-            return {name: column.take(pa.array(buckets)) for name, column in values.items()}
+            return {name: column.take(number_array(buckets)) for name, column in values.items()}
 
         return self.set_cell_columns(list(values), look_up, stage=stage, record=record, without=without)
 
@@ -279,7 +280,7 @@ class Run:
             written = pool.submit(lambda: None)
             for batch in self.iter_cells(kept):
                 rows = slice(start, start + batch.num_rows)
-                found = values_of(rows, batch.column(kept.index("bucket")).to_numpy())
+                found = values_of(rows, numbers_of(batch.column(kept.index("bucket"))))
                 arrays = [*batch.columns, *(found[name] for name in names)]
                 written.result()  # compressing one block takes as long as making the next
                 made = pa.record_batch(arrays, schema=schema.arrow_schema(columns))
@@ -304,7 +305,7 @@ class Run:
 
     def _read(self, name: str, columns: list[str]) -> pa.Table:
         try:
-            return self._parquet(name).read(columns=columns)
+            return without_missing(self._parquet(name).read(columns=columns))
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{self.path / name}: cannot be read ({error}). The run is damaged; encode again."
@@ -336,29 +337,18 @@ TOKEN_COLUMNS = ("code", "count", "embedding_sum", "half_count", "half_sum")
 
 def read_tokens(table: pa.Table, *, bucket_bits: int, batches: NDArray[np.int32] | None = None) -> Tokens:
     """Tokens from the columns `TOKEN_COLUMNS` of ``buckets.parquet`` or of a table of buckets and batches."""
-    whole = _matrix(table["embedding_sum"], np.dtype(np.int64))
+    whole = matrix_of(table["embedding_sum"]).astype(np.int64, copy=False)
     sums = np.empty((len(whole), 2, whole.shape[1]), dtype=np.int64)
-    sums[:, 0] = _matrix(table["half_sum"], np.dtype(np.int64))
+    sums[:, 0] = matrix_of(table["half_sum"]).astype(np.int64, copy=False)
     np.subtract(whole, sums[:, 0], out=sums[:, 1])
     return Tokens.from_sums(
-        codes=_matrix(table["code"], np.dtype(np.uint64)),
-        counts=table["count"].to_numpy(),
+        codes=matrix_of(table["code"]).astype(np.uint64, copy=False),
+        counts=numbers_of(table["count"]),
         sums=sums,
         bucket_bits=bucket_bits,
-        half_counts=table["half_count"].to_numpy(),
+        half_counts=numbers_of(table["half_count"]),
         batches=batches,
     )
-
-
-def _matrix(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
-    flat = column.combine_chunks()
-    return np.asarray(flat.flatten()).astype(dtype, copy=False).reshape(len(flat), column.type.list_size)
-
-
-def list_array(matrix: NDArray[Any], type_: pa.DataType) -> pa.Array:
-    """A matrix as an arrow array of fixed-size lists."""
-    flat = pa.array(np.ascontiguousarray(matrix).reshape(-1), type=type_.value_type)
-    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
 
 
 def token_arrays(tokens: Tokens, sums: NDArray[np.int64], part: slice) -> dict[str, pa.Array]:
@@ -366,12 +356,12 @@ def token_arrays(tokens: Tokens, sums: NDArray[np.int64], part: slice) -> dict[s
     types = {c.name: c.type for c in schema.bucket_columns(tokens.codes.shape[1], tokens.means.shape[1])}
     own = sums[part]
     return {
-        "bucket": pa.array(np.arange(part.start, part.stop, dtype=np.int32)),
+        "bucket": number_array(np.arange(part.start, part.stop, dtype=np.int32)),
         "code": list_array(tokens.codes[part], types["code"]),
-        "count": pa.array(tokens.counts[part]),
+        "count": number_array(tokens.counts[part]),
         "embedding_sum": list_array(own.sum(axis=1), types["embedding_sum"]),
         "embedding_mean": list_array(tokens.means[part], types["embedding_mean"]),
-        "half_count": pa.array(_halves(tokens)[part]),
+        "half_count": number_array(_halves(tokens)[part]),
         "half_sum": list_array(own[:, 0], types["half_sum"]),
     }
 
@@ -394,7 +384,7 @@ def write_landmarks(path: Path, landmarks: Landmarks) -> None:
 
     def arrays(part: slice) -> dict[str, pa.Array]:
         values = list_array(landmarks.embedding[part], embedding.type)
-        return {row.name: pa.array(landmarks.rows[part]), embedding.name: values}
+        return {row.name: number_array(landmarks.rows[part]), embedding.name: values}
 
     write_blocks(path, len(landmarks.rows), arrays, schema.arrow_schema((row, embedding)))
 
@@ -410,8 +400,3 @@ def write_blocks(
         for start in range(0, n_rows, TOKEN_ROWS):
             arrays = arrays_of(slice(start, min(start + TOKEN_ROWS, n_rows)))
             writer.write_batch(pa.record_batch([arrays[name] for name in arrow.names], schema=arrow))
-
-
-def categories(names: list[str], codes: NDArray[np.integer]) -> pa.Array:
-    """A dictionary-encoded arrow array of strings."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(names, type=pa.string()))

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashstream.annotate import UNKNOWN, vote_labels
 from hashstream.annotate.hierarchy import hierarchical_labels, parents_from_counts, read_hierarchy
 from hashstream.errors import InputError, SettingsError
+from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
-from hashstream.runtime.run import Run, categories
+from hashstream.runtime.run import Run
 from hashstream.runtime.schema import LABEL_LEVEL, LABELS
 from hashstream.stages.annotate_cells import annotate_cells
 from hashstream.stages.truth import bucket_counts, run_column
@@ -126,12 +126,12 @@ def annotate(
         "peak_rss_bytes": peak_rss_bytes(),
     }
     columns = {
-        "label": categories(all_names, index),
-        "label_confidence": pa.array(confidence.astype(np.float32)),
-        "label_distance": pa.array(vote.distance.astype(np.float32)),
+        "label": category_array(all_names, index),
+        "label_confidence": number_array(confidence.astype(np.float32)),
+        "label_distance": number_array(vote.distance.astype(np.float32)),
     }
     if levels is not None:
-        columns[LABEL_LEVEL.name] = pa.array(levels)
+        columns[LABEL_LEVEL.name] = number_array(levels)
     stale = [column.name for column in LABELS if column.name not in columns]
     run.set_bucket_columns(columns, stage="annotate", record=record, without=stale)
     return record

@@ -15,8 +15,9 @@ from hashstream.annotate import UNKNOWN
 from hashstream.annotate.anchors import AMBIGUOUS, REJECTIONS, Anchors, Scores
 from hashstream.annotate.hierarchy import HierarchicalLabels, hierarchical_labels, read_hierarchy
 from hashstream.errors import InputError
+from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
-from hashstream.runtime.run import Run, categories
+from hashstream.runtime.run import Run
 from hashstream.runtime.schema import LABEL_LEVEL, LABELS
 
 COLUMNS = (
@@ -87,22 +88,22 @@ def annotate_by_anchors(
         if ancestors is not None:
             levels = np.where(scores.rejection > 0, -1, 0).astype(np.int32)
             ancestors.raise_labels(codes, scores, labels, confidence, levels)
-            extra = {LABEL_LEVEL.name: pa.array(levels)}
+            extra = {LABEL_LEVEL.name: number_array(levels)}
         cells[:] += np.bincount(labels, minlength=len(names))
         rejected[:] += np.bincount(scores.rejection, minlength=len(REJECTIONS))
         second, third = (np.where(scores.top[:, i] < 0, anchors.n_classes, scores.top[:, i]) for i in (1, 2))
         return {
-            "label": categories(names, labels),
-            "label_confidence": pa.array(confidence),
-            "label_distance": pa.array(scores.distance.astype(np.float32)),
-            "label_margin": pa.array(scores.margin),
-            "label_novelty": pa.array(scores.novelty),
-            "label_rejection": categories(list(REJECTIONS), scores.rejection),
-            "label_best": categories(ranked, scores.labels),
-            "label_second": categories(ranked, second),
-            "label_second_probability": pa.array(scores.probabilities[:, 1]),
-            "label_third": categories(ranked, third),
-            "label_third_probability": pa.array(scores.probabilities[:, 2]),
+            "label": category_array(names, labels),
+            "label_confidence": number_array(confidence),
+            "label_distance": number_array(scores.distance.astype(np.float32)),
+            "label_margin": number_array(scores.margin),
+            "label_novelty": number_array(scores.novelty),
+            "label_rejection": category_array(list(REJECTIONS), scores.rejection),
+            "label_best": category_array(ranked, scores.labels),
+            "label_second": category_array(ranked, second),
+            "label_second_probability": number_array(scores.probabilities[:, 1]),
+            "label_third": category_array(ranked, third),
+            "label_third_probability": number_array(scores.probabilities[:, 2]),
             **extra,
         }
 

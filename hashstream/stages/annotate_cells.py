@@ -16,8 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashstream.annotate import UNKNOWN
+from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
-from hashstream.runtime.run import Run, categories
+from hashstream.runtime.run import Run
 from hashstream.runtime.schema import LABELS
 from hashstream.stages.cluster_cells import profiles_of_buckets
 
@@ -66,12 +67,12 @@ def annotate_cells(
         index = np.where(first < unknown_threshold, len(used), best)
         cells[:] += np.bincount(index, minlength=len(all_names))
         return {
-            "label": categories(all_names, index),
-            "label_confidence": pa.array(first),
-            "label_margin": pa.array(first - next_best),
-            "label_best": categories(ranked, best),
-            "label_second": categories(ranked, second),
-            "label_second_probability": pa.array(next_best),
+            "label": category_array(all_names, index),
+            "label_confidence": number_array(first),
+            "label_margin": number_array(first - next_best),
+            "label_best": category_array(ranked, best),
+            "label_second": category_array(ranked, second),
+            "label_second_probability": number_array(next_best),
         }
 
     record = {**record, "assigned_by": "cell"}

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hashstream.atlas import Atlas, open_atlas
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher
+from hashstream.runtime.arrow import matrix_of, numbers_of
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.memory import trim
 from hashstream.runtime.provenance import Timings
@@ -266,11 +267,11 @@ def _bucket_arrays(run: Run) -> dict[str, NDArray[Any]]:
         for batch in file.iter_batches(batch_size=_BATCH_BUCKETS, columns=names, use_threads=False):
             code, count, half_count, half_sum, whole = batch.columns
             part = slice(start, start + batch.num_rows)
-            arrays["keys"][part] = code.flatten().to_numpy().reshape(-1, run.n_words)
-            arrays["counts"][part], arrays["half_counts"][part] = count.to_numpy(), half_count.to_numpy()
-            first = half_sum.flatten().to_numpy().reshape(-1, n_dims)
+            arrays["keys"][part] = matrix_of(code)
+            arrays["counts"][part], arrays["half_counts"][part] = numbers_of(count), numbers_of(half_count)
+            first = matrix_of(half_sum)
             arrays["sums"][part, 0] = first
-            arrays["sums"][part, 1] = whole.flatten().to_numpy().reshape(-1, n_dims) - first
+            arrays["sums"][part, 1] = matrix_of(whole) - first
             start = part.stop
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}). The run is damaged; encode again.") from error

@@ -23,6 +23,7 @@ from hashstream.atlas import Atlas, open_atlas
 from hashstream.buckets import BucketIndex, BucketTable, Tokens
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime import schema
+from hashstream.runtime.arrow import number_array, numbers_of
 from hashstream.runtime.budget import parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import partial_path
@@ -160,7 +161,7 @@ def _count(
     projection = replace(projection, fixed=fixed)
     chunk_bytes = chunk_bytes_of(projection, settings)
     # The run was encoded with as few genes as these, so they are enough.
-    bound = [hasher.bind(store.var, where=str(store.path), min_overlap=0.0) for store in atlas.stores]
+    bound = [hasher.bind(store.gene_columns, where=str(store.path), min_overlap=0.0) for store in atlas.stores]
     table = BucketTable(
         hasher.n_bits,
         hasher.n_dims,
@@ -200,7 +201,7 @@ def _write(path: Path, tokens: Tokens, sums: NDArray[np.int64], identity: str) -
     write_blocks(
         aside,
         tokens.n_tokens,
-        lambda part: {**token_arrays(tokens, sums, part), "batch": pa.array(numbers[part])},
+        lambda part: {**token_arrays(tokens, sums, part), "batch": number_array(numbers[part])},
         arrow,
     )
     aside.replace(path)
@@ -215,7 +216,7 @@ def _read(run: Run, path: Path, identity: str) -> Tokens | None:
             return None
         schema.check_columns(file.schema_arrow, schema.batch_columns(run.n_words, run.meta["n_dims"]), where=str(path))
         table = file.read([*TOKEN_COLUMNS, "batch"])
-        batches = table["batch"].to_numpy()
+        batches = numbers_of(table["batch"])
         tokens = read_tokens(table, bucket_bits=int(metadata[_BUCKET_BITS]), batches=batches)
     except (pa.ArrowException, OSError, InputError, KeyError, ValueError):
         return None

@@ -49,7 +49,7 @@ def standardised_cells(
     for where, chunk in stream_chunks(atlas, _ranges(atlas, rows)):
         store = atlas.stores[where.store]
         if where.store not in bound:
-            gene_map = hasher.bind(store.var, where=str(store.path), min_overlap=min_overlap).match.gene_map
+            gene_map = hasher.bind(store.gene_columns, where=str(store.path), min_overlap=min_overlap).match.gene_map
             known = np.flatnonzero(gene_map >= 0)
             genes = np.full(chunk.n_genes, -1, dtype=np.int64)
             genes[known] = gene_map[known]

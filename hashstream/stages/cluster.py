@@ -15,9 +15,10 @@ from hashstream.buckets import Tokens
 from hashstream.cluster import UNSURE, TokenClusters, TransformerSettings, cluster_tokens
 from hashstream.cluster.partition import CELLS_PER_BUCKET, MOST_POINTS
 from hashstream.errors import SettingsError
+from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
-from hashstream.runtime.run import Run, categories
+from hashstream.runtime.run import Run
 from hashstream.runtime.schema import LABEL_MAJORITY
 from hashstream.stages.cluster_cells import CellClusters
 
@@ -163,8 +164,8 @@ def cluster(
         run.set_cell_columns(_COLUMNS, cells.columns, stage="cluster", record=record, without=stale)
         return record
     values = {
-        "cluster": categories([str(i) for i in range(found.n_clusters)], labels),
-        "cluster_confidence": pa.array(found.confidence),
+        "cluster": category_array([str(i) for i in range(found.n_clusters)], labels),
+        "cluster_confidence": number_array(found.confidence),
     }
     if batch_key is None:
         run.set_bucket_columns(values, stage="cluster", record=record, without=stale)
@@ -172,7 +173,7 @@ def cluster(
     token_rows = token_of_cell(run, tokens, batch_of_cell)
 
     def look_up(cells: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
-        rows = pa.array(token_rows(cells))
+        rows = number_array(token_rows(cells))
         return {name: column.take(rows) for name, column in values.items()}
 
     run.set_cell_columns(list(values), look_up, stage="cluster", record=record, without=stale)
@@ -215,7 +216,10 @@ def _cluster_landmarks(
 
     def one_cluster(rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         labels = np.zeros(len(buckets), np.int32)
-        return {"cluster": categories(["0"], labels), "cluster_confidence": pa.array(np.ones(len(buckets), np.float32))}
+        return {
+            "cluster": category_array(["0"], labels),
+            "cluster_confidence": number_array(np.ones(len(buckets), np.float32)),
+        }
 
     columns = one_cluster if cells is None else cells.columns
     run.set_cell_columns(_COLUMNS, columns, stage="cluster", record=record, without=_STALE)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from hashstream.cluster import UNSURE, cluster_landmarks
 from hashstream.cluster.cells import BitProfiles
 from hashstream.kernels import count_set_bits
-from hashstream.runtime.run import CODE_CHUNK_ROWS, Run, categories
+from hashstream.runtime.arrow import category_array, number_array
+from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
 
 _SAMPLED = 20_000
 _SLOW = ("igraph", "scipy.optimize", "scipy.special")
@@ -122,7 +123,7 @@ class CellClusters:
         """Columns of some cells, for `Run.set_cell_columns`."""
         found, confidence = self.profiles.assign(self.run.codes(rows.start, rows.stop), n_threads=self.n_threads)
         names = [str(i) for i in range(len(self.sizes))]
-        return {"cluster": categories(names, self.number[found]), "cluster_confidence": pa.array(confidence)}
+        return {"cluster": category_array(names, self.number[found]), "cluster_confidence": number_array(confidence)}
 
 
 def profiles_of_buckets(run: Run, labels: NDArray[np.int32], n: int) -> BitProfiles:

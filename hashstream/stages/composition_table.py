@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from hashstream.annotate.retrieve import MISSING, ReferenceCells
 from hashstream.kernels.retrieve import NearestCells
 from hashstream.runtime import schema
-from hashstream.runtime.run import PARQUET_OPTIONS, categories
+from hashstream.runtime.arrow import category_array, number_array, string_array
+from hashstream.runtime.run import PARQUET_OPTIONS
 
 
 class CompositionWriter:
@@ -73,17 +74,15 @@ class CompositionWriter:
         self._n += len(found.n_cells)
         self._radius += float(found.radius.sum())
         self._n_cells += float(found.n_cells.sum())
-        category = pa.DictionaryArray.from_arrays(
-            pa.array(place, mask=place == MISSING), pa.array(self._names, type=pa.string())
-        )
+        category = pa.DictionaryArray.from_arrays(pa.array(place, mask=place == MISSING), string_array(self._names))
         arrays = [
-            pa.array(first + rows.query).cast(self._schema.field(0).type),
-            pa.array(found.radius[rows.query]),
-            pa.array(found.n_cells[rows.query]),
-            categories([name for name, _ in self._columns], rows.column),
+            number_array(first + rows.query).cast(self._schema.field(0).type),
+            number_array(found.radius[rows.query]),
+            number_array(found.n_cells[rows.query]),
+            category_array([name for name, _ in self._columns], rows.column),
             category,
-            pa.array(rows.n_cells),
-            pa.array(rows.share),
+            number_array(rows.n_cells),
+            number_array(rows.share),
         ]
         self._writer.write_table(pa.table(arrays, schema=self._schema))
 

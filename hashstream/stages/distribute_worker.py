@@ -163,7 +163,7 @@ class EncodePlugin(WorkerPlugin):
                 )
             hasher = Hasher.load(self._work.path / HASHER)
             bound = [
-                hasher.bind(store.var, where=str(store.path), min_overlap=self._settings.min_overlap)
+                hasher.bind(store.gene_columns, where=str(store.path), min_overlap=self._settings.min_overlap)
                 for store in atlas.stores
             ]
             self._job = EncodeJob(atlas, hasher, bound, self._settings, remote.chunk_bytes, remote.first_row)

@@ -18,6 +18,7 @@ from hashstream.buckets import BucketIndex, BucketTable, Landmarks, Tokens, land
 from hashstream.errors import InputError, PartialRunError
 from hashstream.hashing import Hasher
 from hashstream.runtime import schema
+from hashstream.runtime.arrow import number_array
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.exchange import publish_at_once
 from hashstream.runtime.files import remove
@@ -85,13 +86,14 @@ def finish(
         part = _merged(work, plan, hasher, last)
         del last
         n_empty = part.n_empty
-        _write_landmarks(work, plan["n_cells"], part.landmarks)
-        tokens, sums = part.table.tokens(half_means=False)
-        del part  # as large as what is written next
         with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(write_tokens, work.path / BUCKETS, tokens, sums)
+            writing = [pool.submit(_write_landmarks, work, plan["n_cells"], part.landmarks)]
+            tokens, sums = part.table.tokens(half_means=False)
+            del part  # as large as what is written next
+            writing.append(pool.submit(write_tokens, work.path / BUCKETS, tokens, sums))
             _write_cells(work, tokens)
-            writing.result()
+            for one in writing:
+                one.result()
     meta = {
         "format_version": schema.FORMAT_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -184,7 +186,7 @@ def _write_cells(work: WorkDir, tokens: Tokens) -> None:
             buckets: NDArray[np.int32] = index.rows(_read_codes(work, codes, start, stop))
             counts += np.bincount(buckets + 1, minlength=len(counts))
             rows = np.arange(start, stop, dtype=np.int64)
-            writer.write_batch(pa.record_batch([pa.array(rows), pa.array(buckets)], schema=arrow))
+            writer.write_batch(pa.record_batch([number_array(rows), number_array(buckets)], schema=arrow))
     if counts[0] or not np.array_equal(counts[1:], tokens.counts):
         wrong = int(np.count_nonzero(counts[1:] != tokens.counts))
         raise InputError(

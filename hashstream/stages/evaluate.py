@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hashstream.annotate import UNKNOWN
 from hashstream.errors import InputError
 from hashstream.metrics import clustering_metrics, label_metrics, purity
+from hashstream.runtime.arrow import numbers_of
 from hashstream.runtime.run import Run
 from hashstream.stages.truth import bucket_counts, run_column
 
@@ -63,7 +64,7 @@ def _by_value(run: Run, column: str, truth: NDArray[np.int32], n_types: int) -> 
             table = np.zeros((len(names), n_types), dtype=np.int64)
         types = truth[start : start + len(values)]
         known = types >= 0
-        flat = values.indices.to_numpy()[known].astype(np.int64) * n_types + types[known]
+        flat = numbers_of(values.indices)[known].astype(np.int64) * n_types + types[known]
         table += np.bincount(flat, minlength=table.size).reshape(table.shape)
         start += len(values)
     return table, names

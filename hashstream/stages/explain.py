@@ -16,6 +16,7 @@ from hashstream.annotate.explain import HashLayers, attributions
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.hashing.genes import DEFAULT_MIN_OVERLAP
+from hashstream.runtime.arrow import numbers_of
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish
 from hashstream.runtime.provenance import peak_rss_bytes
@@ -235,7 +236,7 @@ def _labelled(run: Run, name: str) -> NDArray[np.bool_]:
     parts = []
     for batch in run.iter_cells(["label"]):
         names = batch.column(0).dictionary.to_pylist()
-        indices = batch.column(0).indices.to_numpy()
+        indices = numbers_of(batch.column(0).indices)
         parts.append(indices == names.index(name) if name in names else np.zeros(len(indices), dtype=bool))
     return np.concatenate(parts)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, open_atlas
@@ -211,6 +210,8 @@ def fit(
 
 def _sampled_batches(atlas: Atlas, sample: Sample, key: str) -> NDArray[np.int32]:
     """Number of the batch of each sampled cell."""
+    import pandas as pd
+
     values = pd.Categorical(atlas.obs_column(key).astype("string"))
     rows = np.concatenate([block.rows for block in sample.blocks])
     batches = np.asarray(values.codes, dtype=np.int32)[rows]

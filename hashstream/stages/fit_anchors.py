@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.annotate.anchors import Anchors
@@ -92,6 +91,8 @@ def fit_anchors(
 
 def _column(atlas: Atlas, key: str) -> tuple[NDArray[np.int32], list[str]]:
     """A column of obs: number of each cell's value, -1 without one, and the values."""
+    import pandas as pd
+
     values = pd.Categorical(atlas.obs_column(key).astype("string"))
     names = [str(name) for name in values.categories]
     if not names:

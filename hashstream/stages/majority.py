@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from hashstream.annotate import UNKNOWN
 from hashstream.annotate.consensus import consensus_labels
+from hashstream.runtime.arrow import category_array, numbers_of
 from hashstream.runtime.files import partial_path
-from hashstream.runtime.run import PARQUET_OPTIONS, Run, categories
+from hashstream.runtime.run import PARQUET_OPTIONS, Run
 from hashstream.runtime.schema import LABEL_MAJORITY
 
 FREQUENCIES = "label-frequencies.parquet"
@@ -73,7 +74,7 @@ def majority_labels(run: Run, *, min_share: float = 0.0) -> dict[str, Any]:
         del rows, buckets  # both passes give the same blocks
         own = next(blocks).column(0)
         number = np.array([of_cluster.get(name, 0) for name in own.dictionary.to_pylist()], dtype=np.int32)
-        return {LABEL_MAJORITY.name: categories(names, number[own.indices.to_numpy()])}
+        return {LABEL_MAJORITY.name: category_array(names, number[numbers_of(own.indices)])}
 
     run.set_cell_columns([LABEL_MAJORITY.name], look_up, stage="majority", record=record)
     return record

@@ -211,7 +211,7 @@ class _Job:
         run, hasher = self.run, self.run.hasher()
         atlas = open_run_atlas(run, self.atlas)
         # The run was encoded with as few genes as these, so they are enough.
-        bound = [hasher.bind(store.var, where=str(store.path), min_overlap=0.0) for store in atlas.stores]
+        bound = [hasher.bind(store.gene_columns, where=str(store.path), min_overlap=0.0) for store in atlas.stores]
         for first, encoded in encoded_chunks(atlas, bound, EncodeSettings(threads=self.threads), _CHUNK_BYTES):
             different = (encoded.codes != run.codes(first, first + len(encoded.codes))).any(axis=1)
             if different.any():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hashstream.errors import InputError, SettingsError
 from hashstream.kernels import MultiIndex, hamming_radius_blocks, hamming_topk, plan_search
+from hashstream.runtime.arrow import number_array
 from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.database_schema import META as REFERENCE_META
 from hashstream.runtime.events import ProgressListener, Silent
@@ -253,7 +254,7 @@ class _Writer:
         ]
         if self._counts is not None:
             arrays.append(self._counts[rows])
-        self._file.write_batch(pa.record_batch([pa.array(array) for array in arrays], schema=self._schema))
+        self._file.write_batch(pa.record_batch([number_array(array) for array in arrays], schema=self._schema))
         nearest = distances[offsets[:-1][n_found > 0]]
         self._n_results += len(rows)
         self._n_empty += int((n_found == 0).sum())

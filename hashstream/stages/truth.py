@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.atlas import open_atlas
@@ -42,6 +41,8 @@ def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None)
     column = open_atlas(paths).obs_column(key)
     if len(column) != run.n_cells:
         raise InputError(f"{', '.join(paths)}: {len(column)} cells, but {run.path} encodes {run.n_cells}.")
+    import pandas as pd
+
     values = column.astype("string")
     categories = pd.Categorical(values)
     names = [str(name) for name in categories.categories]

@@ -14,6 +14,7 @@ import zarr
 from anndata.io import read_elem, write_elem
 
 from hashstream.atlas._elements import _read_plain, read_element
+from hashstream.atlas.genes import gene_columns, read_gene_columns
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -57,6 +58,44 @@ def test_plain_tables_are_as_anndata_reads_them(root: Any, table: pd.DataFrame) 
             one, expected = read_element(root[f"obs/{name}"]), read_elem(root[f"obs/{name}"])
             assert type(one) is type(expected)
             pd.testing.assert_series_equal(pd.Series(one), pd.Series(expected))
+
+
+def as_strings(columns: dict[str, Any]) -> dict[str, list[str]]:
+    return {name: [str(value) for value in values] for name, values in columns.items()}
+
+
+GENES = PLAIN.drop(columns="stage").assign(var_names="other")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        GENES,
+        GENES.rename_axis("gene"),
+        GENES.set_axis(pd.Index(GENES["name"], name="name")),
+        PLAIN[[]],
+        PLAIN.iloc[:0, :0],
+    ],
+    ids=["plain", "named index", "index that is a column", "no columns", "no rows"],
+)
+def test_columns_that_may_identify_genes_are_those_of_the_table(root: Any, table: pd.DataFrame) -> None:
+    write_elem(root, "var", table)
+    found = read_gene_columns(root["var"])
+    assert found is not None
+    assert as_strings(found) == as_strings(gene_columns(read_elem(root["var"])))
+    assert found["var_names"].tolist() == table.index.tolist()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [PLAIN[["stage"]], PLAIN[["depth"]].assign(missing=pd.array([1, None, 3, 4], dtype="Int64"))],
+    ids=["numbers as categories", "nullable"],
+)
+def test_other_tables_of_genes_are_left_to_pandas(root: Any, table: pd.DataFrame) -> None:
+    write_elem(root, "var", table)
+    assert read_gene_columns(root["var"]) is None
+    write_elem(root, "mapping", {"a": 1})
+    assert read_gene_columns(root["mapping"]) is None
 
 
 def test_other_elements_are_left_to_anndata(root: Any) -> None:
