@@ -18,6 +18,7 @@ REPEATED = 1 << 31  # set in the number of a code that more than one row has
 #: Columns of the layout, a row a table: where in a code its substring is, and where its parts begin.
 WORD, SHIFT, MASK, WIDTH, FIRST, CODES, NUMBERS, STRIDE = range(8)
 LOOKUPS = 1 << 21  # lookups that are put in order at once, of 8 bytes each
+_MET = 32  # codes whose numbers are asked for before they are looked at
 _AHEAD = 4  # lookups between asking for a bucket's codes and reading them
 _LINES = 8  # cache lines of a bucket that are asked for; the processor asks for the rest by itself
 _MOST_BINS = 16  # bits of the bucket by which lookups are ordered
@@ -95,8 +96,21 @@ def _order_lookups(queries, some, layout, table, masks, shift, ends, buckets, as
 
 
 @bare
+def _enter(met, n_met, numbers, starts, k, held, held_rows, n_held, n_found, limits):  # type: ignore[no-untyped-def]
+    """Lets codes that were met enter; row i of `met` is a query, a distance, and where the number of the code is."""
+    for i in range(n_met):
+        q, d, number, n_rows = met[i, 0], met[i, 1], np.int64(numbers[met[i, 2]]), np.int64(1)
+        if d > limits[q]:
+            continue
+        if number >= REPEATED:
+            number -= REPEATED
+            n_rows = min(np.int64(starts[number + 1] - starts[number]), k)
+        _hold(q, d, number, n_rows, k, held, held_rows, n_held, n_found, limits)
+
+
+@bare
 def _look_up(  # type: ignore[no-untyped-def]
-    queries, words, first, codes, numbers, layout, table, radius, buckets, askers, starts, k,
+    queries, words, first, codes, numbers, layout, table, radius, buckets, askers, met, starts, k,
     held, held_rows, n_held, n_found, limits,
 ):  # fmt: skip
     """Lets the codes of buckets enter, one bucket after the other, each for the query that asks for it.
@@ -105,7 +119,7 @@ def _look_up(  # type: ignore[no-untyped-def]
     were met before or not.
     """
     codes_at, numbers_at, stride = layout[table, CODES], layout[table, NUMBERS], layout[table, STRIDE]
-    n, asked = len(buckets), np.int64(-1)
+    n, n_met, asked = len(buckets), 0, np.int64(-1)
     for i in range(n):
         if i + 2 * _AHEAD < n:
             prefetch(first, np.int64(buckets[i + 2 * _AHEAD]))
@@ -134,12 +148,13 @@ def _look_up(  # type: ignore[no-untyped-def]
                     d += np.int64(popcount(codes[codes_at + place + w * stride] ^ queries[q, w]))
                 if d > limit:
                     continue
-                number, n_rows = np.int64(numbers[numbers_at + place]), np.int64(1)
-                if number >= REPEATED:
-                    number -= REPEATED
-                    n_rows = min(np.int64(starts[number + 1] - starts[number]), k)
-                _hold(q, d, number, n_rows, k, held, held_rows, n_held, n_found, limits)
-                limit = np.int64(limits[q])
+                prefetch(numbers, numbers_at + place)
+                met[n_met, 0], met[n_met, 1], met[n_met, 2] = q, d, numbers_at + place
+                n_met += 1
+                if n_met == len(met):
+                    _enter(met, n_met, numbers, starts, k, held, held_rows, n_held, n_found, limits)
+                    n_met, limit = 0, np.int64(limits[q])
+    _enter(met, n_met, numbers, starts, k, held, held_rows, n_held, n_found, limits)
 
 
 @bare
@@ -172,6 +187,7 @@ def search_tables(  # type: ignore[no-untyped-def]
     limits = np.full(n_queries, _FAR, np.int16)
     active = np.arange(n_queries).astype(np.int32)
     buckets, askers = np.empty(0, np.int32), np.empty(0, np.int32)
+    met = np.empty((_MET, 3), np.int64)
     radius, table = 0, 0
     while len(active):
         width = layout[table, WIDTH]
@@ -186,7 +202,7 @@ def search_tables(  # type: ignore[no-untyped-def]
             for block in range(len(blocks) - 1):
                 _look_up(
                     queries, words, blocks, codes, numbers, layout, 0, -1, np.full(len(active), block, np.int32),
-                    active, starts, k, held, held_rows, n_held, n_found, limits,
+                    active, met, starts, k, held, held_rows, n_held, n_found, limits,
                 )  # fmt: skip
             break
         some = max(1, min(len(active), LOOKUPS // n_probes))
@@ -203,7 +219,7 @@ def search_tables(  # type: ignore[no-untyped-def]
             )
             _look_up(
                 queries, words, first[layout[table, FIRST] :], codes, numbers, layout, table, radius, buckets[:n],
-                askers[:n], starts, k, held, held_rows, n_held, n_found, limits,
+                askers[:n], met, starts, k, held, held_rows, n_held, n_found, limits,
             )  # fmt: skip
         # A code that was not met differs in more than `radius` bits in the tables so far, in as many in the others.
         left = 0
