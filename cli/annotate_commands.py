@@ -247,4 +247,50 @@ def explain(
     session.show(result)
 
 
-ALL = [annotate, reference, neighbours, explain]
+@click.command()
+@options.run
+@click.option("-o", "--output", required=True, type=options.PathType, help="The .parquet or .csv file to write.")
+@click.option(
+    "--by",
+    metavar="COLUMN",
+    help="Groups: cluster, label or label_majority of the run, or a column of obs.  [default: cluster, else label]",
+)
+@click.option("--against", metavar="GROUP", help="Compare with this group.  [default: with all other cells]")
+@click.option("--top", type=click.IntRange(min=0), show_default=True, help="Genes of each group; 0: all.")
+@click.option("--min-cells", type=click.IntRange(min=2), show_default=True, help="Test no group of fewer cells.")
+@options.threads
+@options.max_memory
+@options.atlas
+@options.force
+@pass_session
+def markers(
+    session: Session,
+    run: Path,
+    output: Path,
+    by: str | None,
+    against: str | None,
+    top: int,
+    min_cells: int,
+    threads: int,
+    max_memory: str,
+    atlas: tuple[Path | str, ...],
+    force: bool,
+) -> None:
+    """Write the genes that each cluster (or type) has more of than the others, from one pass over the matrix."""
+    from hashstream.stages.markers import MarkersSettings
+    from hashstream.stages.markers import markers as markers_stage
+
+    result = markers_stage(
+        run,
+        target=output,
+        settings=MarkersSettings(
+            by=by, against=against, top=top, min_cells=min_cells, threads=threads, max_memory=max_memory
+        ),
+        atlas=atlas,
+        force=force,
+        progress=session.listener(),
+    )
+    session.show(result)
+
+
+ALL = [annotate, reference, neighbours, explain, markers]

@@ -27,7 +27,7 @@ pass_session = click.pass_obj
     help="Genes of the atlas where sources differ.",
 )
 @click.option("--batch-key", metavar="KEY", show_default=True, help="Column of obs that names each cell's source.")
-@click.option("--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB.")
+@options.max_memory
 @click.option("--make-unique", is_flag=True, help="Number repeated gene names instead of refusing them.")
 @click.option(
     "--transpose/--no-transpose", default=None, help="Text tables: genes are rows / are columns.  [default: detected]"
@@ -225,6 +225,9 @@ def _demo_table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         value = f"{row['value']:,.0f}" if row["measure"] in ("cells", "buckets") else f"{row['value']:.3f}"
         lines.append(f"{row['stage']:<34}{row['measure']:<12}{value:>10}")
+    lines += ["", "genes of the clusters found last:"]
+    width = max(map(len, result["top_genes"]))
+    lines += [f"  {cluster:<{width}}  {', '.join(genes)}" for cluster, genes in result["top_genes"].items()]
     return "\n".join(lines)
 
 

@@ -127,7 +127,7 @@ def fit(
 @click.option("--hasher", type=options.PathType, help="A fitted hasher; without one, pca-itq is fitted first.")
 @options.fit_options
 @options.layer
-@click.option("--threads", type=click.IntRange(min=0), show_default=True, help="Kernel threads; 0: all cores.")
+@options.threads
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -140,7 +140,7 @@ def fit(
 @click.option(
     "--min-overlap", type=click.FloatRange(0, 1), show_default=True, help="Smallest share of the hasher's genes."
 )
-@click.option("--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB.")
+@options.max_memory
 @click.option("--partition-rows", type=click.IntRange(min=1), show_default=True, help="Cells a partition.")
 @click.option(
     "--checkpoint-seconds",

@@ -52,6 +52,10 @@ layer = click.option("--layer", metavar="NAME", help="Where the raw counts are: 
 atlas = click.option(
     "--atlas", multiple=True, type=AtlasType, help="Where the encoded atlas is now, if it was moved (repeatable)."
 )
+threads = click.option("--threads", type=click.IntRange(min=0), show_default=True, help="Kernel threads; 0: all cores.")
+max_memory = click.option(
+    "--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB."
+)
 sample = click.option("--sample", type=click.IntRange(min=2), show_default=True, help="Most cells to learn from.")
 bits = click.option("--bits", type=click.IntRange(1, 256), show_default=True, help="Length of the code.")
 n_genes = click.option("--n-genes", type=click.IntRange(min=1), show_default=True, help="Highly variable genes to use.")

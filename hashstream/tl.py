@@ -7,6 +7,7 @@ from hashstream.stages.evaluate import evaluate
 from hashstream.stages.explain import explain
 from hashstream.stages.export import export
 from hashstream.stages.inspect import inspect
+from hashstream.stages.markers import markers
 from hashstream.stages.neighbours import neighbours
 from hashstream.stages.reference import add_to_reference, build_reference
 
@@ -20,5 +21,6 @@ __all__ = [
     "explain",
     "export",
     "inspect",
+    "markers",
     "neighbours",
 ]

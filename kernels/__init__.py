@@ -13,6 +13,7 @@ from hashstream.kernels.buckets import (
 from hashstream.kernels.distances import squared_distances
 from hashstream.kernels.encode import ACTIVATIONS, EncodedRows, EncoderWeights, GeneMap, encode_rows, prepare_weights
 from hashstream.kernels.gram import gram_times, rows_times
+from hashstream.kernels.group_sums import GROUP_SUM_SCALE, GroupSums, group_sums
 from hashstream.kernels.hamming import hamming_distances, hamming_topk
 from hashstream.kernels.largest import largest_columns
 from hashstream.kernels.moments import GeneMoments, gene_moments
@@ -35,12 +36,14 @@ __all__ = [
     "ACTIVATIONS",
     "FIXED_POINT_LIMIT",
     "FIXED_POINT_SCALE",
+    "GROUP_SUM_SCALE",
     "BucketArrays",
     "CodesWithin",
     "EncodedRows",
     "EncoderWeights",
     "GeneMap",
     "GeneMoments",
+    "GroupSums",
     "MultiIndex",
     "RowFlag",
     "SearchPlan",
@@ -51,6 +54,7 @@ __all__ = [
     "encode_rows",
     "gene_moments",
     "gram_times",
+    "group_sums",
     "hamming_distances",
     "hamming_histogram",
     "hamming_neighbours",

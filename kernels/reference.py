@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hashstream.kernels import _exp
 from hashstream.kernels.buckets import FIXED_POINT_LIMIT, FIXED_POINT_SCALE, BucketArrays
 from hashstream.kernels.encode import EncodedRows, EncoderWeights
+from hashstream.kernels.group_sums import GROUP_SUM_SCALE, GroupSums
 from hashstream.kernels.moments import GeneMoments
 from hashstream.kernels.rows import RowFlag
 
@@ -323,6 +324,25 @@ def gene_moments(indptr: Any, indices: Any, data: Any, n_genes: int, *, target_s
             total[columns] += values
         nnz[columns] += counts > 0
     return GeneMoments(int((flags < RowFlag.NEGATIVE).sum()), sums[0], sums[1], nnz, sums[2], sums[3])
+
+
+def group_sums(
+    indptr: Any, indices: Any, data: Any, groups: Any, gene_map: Any, out: GroupSums, *, target_sum: float
+) -> NDArray[np.uint8]:
+    """Sums row by row, of values and squares that are rounded to multiples of 2**-24."""
+    flags = check_rows(indptr, indices, data, len(gene_map))
+    totals = _totals(indptr, data, flags)
+    for row in np.flatnonzero((flags < RowFlag.NEGATIVE) & (np.asarray(groups) >= 0)):
+        group, part = groups[row], slice(indptr[row], indptr[row + 1])
+        out.n_cells[group] += 1
+        if flags[row] != RowFlag.OK:
+            continue
+        genes, counts = gene_map[np.asarray(indices[part]).astype(np.int64)], np.asarray(data[part], dtype=np.float64)
+        genes, counts = genes[genes >= 0], counts[genes >= 0]
+        y = log1p_(counts * (target_sum / totals[row]))
+        rounded = (np.rint(values * GROUP_SUM_SCALE).astype(np.int64) for values in (y, y * y))
+        out.sums[group, genes] += np.stack([*rounded, counts > 0], axis=1)
+    return flags
 
 
 def rows_times(indptr: Any, indices: Any, data: Any, block: Any, *, n_threads: int = 1) -> NDArray[np.float64]:

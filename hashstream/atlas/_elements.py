@@ -70,7 +70,7 @@ def _kind(node: Any) -> tuple[Any, Any]:
 
 
 def _strings(node: Any) -> NDArray[Any]:
-    return node.asstr()[()] if hasattr(node, "asstr") else node[()]  # type: ignore[no-any-return]
+    return node.asstr()[()] if hasattr(node, "asstr") else node[()]
 
 
 def attribute(node: Any, key: str) -> Any:

@@ -118,7 +118,7 @@ def draw_sample(
     InputError
         If stores share no genes, values are no counts, or every sampled cell is empty.
     """
-    names, ids, columns = _shared_genes(atlas)
+    names, ids, columns = shared_genes(atlas)
     ranges = _draw_ranges(atlas, n_cells=_affordable_cells(atlas, n_cells, max_nnz), seed=seed)
     blocks = []
     for rows, chunk in stream_chunks(atlas, ranges):
@@ -163,7 +163,7 @@ def raise_on_bad_rows(flags: NDArray[np.uint8], *, first_row: int, where: str) -
     raise InputError(f"{where}: row {row} has {what}{more}; expected non-negative integer counts. Remedy: {remedy}.")
 
 
-def _shared_genes(
+def shared_genes(
     atlas: Atlas,
 ) -> tuple[NDArray[np.object_], NDArray[np.object_] | None, list[NDArray[np.integer]]]:
     """Genes of all stores sorted by name, their ids, and for each store the new number of each column (or the mark)."""

@@ -21,6 +21,7 @@ from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode
 from hashstream.stages.evaluate import evaluate
 from hashstream.stages.ingest import simulate
+from hashstream.stages.markers import markers
 from hashstream.stages.truth import run_column
 
 TRUTH = "cell_type"
@@ -35,7 +36,7 @@ def demo(
     force: bool = False,
     progress: ProgressListener | None = None,
 ) -> dict[str, Any]:
-    """Encode, cluster, annotate and evaluate PBMC 3k, or a simulated atlas.
+    """Encode, cluster, annotate and evaluate PBMC 3k, or a simulated atlas, and find the genes of the clusters.
 
     Clusters are found without labels, once with the true number of types and once with ``auto``. For annotation of
     PBMC 3k, one stratified half of the cells is the labelled reference and the other half the query; of a simulated
@@ -51,7 +52,8 @@ def demo(
     Returns
     -------
     dict
-        ``rows``: stage, measure and value of each line of the table.
+        ``rows``: stage, measure and value of each line of the table; ``top_genes``: of each cluster, those that it has
+        most of beside the others.
     """
     progress = progress or Silent()
     if folder is None:
@@ -63,10 +65,10 @@ def demo(
         folder.mkdir(parents=True)
         place = nullcontext(str(folder))
     with place as name:
-        return {"rows": _run(Path(name), cells, seed, progress)}
+        return _run(Path(name), cells, seed, progress)
 
 
-def _run(folder: Path, cells: int | None, seed: int, progress: ProgressListener) -> list[dict[str, Any]]:
+def _run(folder: Path, cells: int | None, seed: int, progress: ProgressListener) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
 
     def add(stage: str, measure: str, value: float) -> None:
@@ -95,6 +97,8 @@ def _run(folder: Path, cells: int | None, seed: int, progress: ProgressListener)
         add(title, "seconds", record["seconds"])
         add(title, "ARI", scores["ari"])
         add(title, "NMI", scores["nmi"])
+    found = markers(run.path, target=folder / "markers.csv", progress=progress)
+    add("markers", "seconds", found["seconds"])
     reference_run = _encoded(reference, folder / "run-reference", None, seed, progress)
     query_run = _encoded(query, folder / "run-query", reference_run.path / "hasher", seed, progress)
     record = annotate(query_run.path, reference=reference_run.path, labels=TRUTH, unknown_threshold=0.0)
@@ -102,7 +106,7 @@ def _run(folder: Path, cells: int | None, seed: int, progress: ProgressListener)
     add("annotate", "seconds", record["seconds"])
     add("annotate", "accuracy", labels["accuracy"])
     add("annotate", "macro-F1", labels["macro_f1"])
-    return rows
+    return {"rows": rows, "top_genes": found["top_genes"]}
 
 
 def _encoded(atlas: Path, target: Path, hasher: Path | None, seed: int, progress: ProgressListener) -> Run:

@@ -254,7 +254,9 @@ class _Writer:
         ]
         if self._counts is not None:
             arrays.append(self._counts[rows])
-        self._file.write_batch(pa.record_batch([number_array(array) for array in arrays], schema=self._schema))
+        self._file.write_batch(
+            pa.record_batch([number_array(np.asarray(array)) for array in arrays], schema=self._schema)
+        )
         nearest = distances[offsets[:-1][n_found > 0]]
         self._n_results += len(rows)
         self._n_empty += int((n_found == 0).sum())

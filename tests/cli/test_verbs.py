@@ -228,8 +228,10 @@ def test_stdout_holds_data_only(hashstream: Cli, small_h5ad: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_demo_meets_its_numbers(hashstream: Cli, tmp_path: Path) -> None:
-    rows = data(hashstream("--json", "--quiet", "demo", "-o", tmp_path / "demo"))["rows"]
-    values = {(r["stage"], r["measure"]): r["value"] for r in rows}
+    found = data(hashstream("--json", "--quiet", "demo", "-o", tmp_path / "demo"))
+    values = {(r["stage"], r["measure"]): r["value"] for r in found["rows"]}
+    for gene in ("LYZ", "NKG7", "CD79A"):  # of monocytes, NK cells and B cells
+        assert sum(gene in genes for genes in found["top_genes"].values()) == 1
     assert values["cluster kmeans, true K", "ARI"] >= 0.70
     assert values["cluster ward (default), true K", "ARI"] >= 0.75
     assert values["annotate", "accuracy"] >= 0.90

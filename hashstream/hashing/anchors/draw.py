@@ -14,8 +14,8 @@ from hashstream.atlas.sample import (
     _affordable_cells,
     _block,
     _largest,
-    _shared_genes,
     raise_on_bad_rows,
+    shared_genes,
 )
 from hashstream.atlas.stream import plan_ranges, stream_chunks
 from hashstream.errors import InputError
@@ -74,7 +74,7 @@ def draw_labelled(
     whole = len(rows) == n_labelled
     if n_unlabelled:
         rows = np.sort(np.concatenate([rows, rng.choice(unlabelled, n_unlabelled, replace=False)]))
-    names, ids, columns = _shared_genes(atlas)
+    names, ids, columns = shared_genes(atlas)
     return Sample(read_cells(atlas, rows, columns), names, ids), whole
 
 
