@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hashstream.atlas import Atlas, open_atlas
+from hashstream.atlas import Atlas
 from hashstream.buckets import BucketIndex, BucketTable, Tokens
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime import schema
@@ -30,6 +30,7 @@ from hashstream.runtime.files import partial_path
 from hashstream.runtime.run import BATCH_ROWS, TOKEN_COLUMNS, Run, read_tokens, token_arrays, write_blocks
 from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of, project_encode
 from hashstream.stages.encode_stream import encoded_chunks
+from hashstream.stages.run_atlas import open_run_atlas, refuse_other_cell
 from hashstream.stages.truth import run_column
 
 _IDENTITY = b"hashstream_identity"
@@ -106,7 +107,7 @@ def batch_tokens(
         settings = EncodeSettings(
             threads=threads or 0, max_memory=limit, max_buckets=max_buckets, bucket_bits=run.bucket_bits
         )
-        tokens, sums = _count(run, _open(run, atlas), batch_of_cell, settings, progress)
+        tokens, sums = _count(run, open_run_atlas(run, atlas), batch_of_cell, settings, progress)
         _write(path, tokens, sums, identity)
     return tokens, batch_of_cell, names
 
@@ -140,16 +141,6 @@ def _identity(run: Run, key: str, batch_of_cell: NDArray[np.int32], names: list[
     return digest.hexdigest()
 
 
-def _open(run: Run, paths: Sequence[str | Path] | None) -> Atlas:
-    """The atlas, with the counts from where the run took them."""
-    matrices = {str(name) for name in run.meta["input"]["matrix"]}
-    layer = None
-    if len(matrices) == 1:
-        name = matrices.pop()
-        layer = "raw" if name == "raw/X" else name.removeprefix("layers/")
-    return open_atlas([str(path) for path in paths or run.input_paths], layer=layer)
-
-
 def _count(
     run: Run, atlas: Atlas, batch_of_cell: NDArray[np.int32], settings: EncodeSettings, progress: ProgressListener
 ) -> tuple[Tokens, NDArray[np.int64]]:
@@ -179,12 +170,7 @@ def _count(
                 known, known_from = run.codes(first, min(max(rows.stop, first + BATCH_ROWS), run.n_cells)), first
             different = (encoded.codes != known[first - known_from : rows.stop - known_from]).any(axis=1)
             if different.any():
-                cell = first + int(np.flatnonzero(different)[0])
-                raise InputError(
-                    f"{', '.join(str(path) for path in atlas.paths)}: cell {cell} has another code than in {run.path}: "
-                    "the atlas has changed since, or is another one. Say with --atlas where the one that was encoded "
-                    "is, or encode again."
-                )
+                refuse_other_cell(run, atlas, first + int(np.flatnonzero(different)[0]))
             table.add(encoded.codes, encoded.embedding, first_row=first, batches=batch_of_cell[rows])
             progress.advance(len(encoded.codes))
     finally:

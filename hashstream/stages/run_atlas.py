@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
 
 from hashstream.atlas import Atlas, open_atlas
 from hashstream.errors import InputError
+from hashstream.kernels import encode_rows
 from hashstream.locations import is_lost
 from hashstream.runtime.run import Run
+
+_BLOCKS, _BLOCK_ROWS = 8, 16  # cells of a store that are encoded again, to see whether they are the run's
 
 
 def open_run_atlas(run: Run, paths: Sequence[str | Path] | None = None) -> Atlas:
@@ -17,7 +23,7 @@ def open_run_atlas(run: Run, paths: Sequence[str | Path] | None = None) -> Atlas
     Raises
     ------
     InputError
-        If it is gone, or has another number of cells.
+        If it is gone, has another number of cells, or other cells: some are encoded again and compared.
     """
     listed = [str(path) for path in paths] if paths else run.input_paths
     for path in listed:
@@ -31,4 +37,29 @@ def open_run_atlas(run: Run, paths: Sequence[str | Path] | None = None) -> Atlas
     atlas = open_atlas(listed, layer=layer)
     if atlas.n_cells != run.n_cells:
         raise InputError(f"{', '.join(listed)}: {atlas.n_cells} cells, but {run.path} encodes {run.n_cells}.")
+    _check_cells(run, atlas)
     return atlas
+
+
+def refuse_other_cell(run: Run, atlas: Atlas, cell: int) -> NoReturn:
+    """Raises InputError: a cell of the atlas has another code than in the run."""
+    raise InputError(
+        f"{', '.join(atlas.paths)}: cell {cell} has another code than in {run.path}: the atlas has changed since, or "
+        "is another one. Say with --atlas where the one that was encoded is, or encode again."
+    )
+
+
+def _check_cells(run: Run, atlas: Atlas) -> None:
+    """Raise InputError where some cells have other codes than in the run."""
+    hasher = run.hasher()
+    for store, offset in zip(atlas.stores, atlas.offsets, strict=False):
+        # The run was encoded with as few genes as these, so they are enough.
+        bound = hasher.bind(store.gene_columns, where=str(store.path), min_overlap=0.0)
+        n = store.n_cells
+        for start in np.unique(np.linspace(0, max(n - _BLOCK_ROWS, 0), _BLOCKS).astype(np.int64)).tolist():
+            chunk = store.matrix.read_rows(start, min(start + _BLOCK_ROWS, n))
+            codes = encode_rows(chunk.indptr, chunk.indices, chunk.data, bound.genes, bound.weights).codes
+            known = run.codes(offset + start, offset + start + chunk.n_rows)
+            different = np.flatnonzero((codes != known).any(axis=1))
+            if len(different):
+                refuse_other_cell(run, atlas, offset + start + int(different[0]))

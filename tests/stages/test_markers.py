@@ -204,3 +204,12 @@ def test_command(folder: Path, tmp_path: Path, hashstream: Callable[..., Result]
     again = hashstream("markers", folder / "run", "-o", target, "--max-memory", BUDGET)
     assert again.exit_code == 2
     assert "--force" in again.output
+
+
+def test_another_atlas_is_noticed(folder: Path, tmp_path: Path) -> None:
+    """As many cells under the same names, but in another order: their groups would be wrong."""
+    adata = anndata.read_h5ad(folder / "whole.h5ad")
+    turned = adata[::-1].copy()
+    turned.write_h5ad(tmp_path / "turned.h5ad")
+    with pytest.raises(InputError, match="cell 0 has another code than in"):
+        markers(folder / "run", target=tmp_path / "t.csv", atlas=[tmp_path / "turned.h5ad"])
