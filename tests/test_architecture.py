@@ -88,11 +88,11 @@ def test_cluster_and_annotate_do_not_load_the_atlas_room() -> None:
     assert not {m for m in modules if m.startswith("hashstream.atlas")}
 
 
-def test_encode_loads_neither_torch_nor_anndata(small_h5ad: Path, tmp_path: Path) -> None:
+def test_encode_with_its_fit_loads_neither_torch_nor_anndata_nor_pandas(small_h5ad: Path, tmp_path: Path) -> None:
     code = f"from hashstream.stages.encode import encode\nencode({str(small_h5ad)!r}, {str(tmp_path / 'run')!r})\n"
     modules = loaded_after(code)
     assert "hashstream.stages.encode" in modules
-    unneeded = ("torch", "anndata", "dask", "distributed", "click", "tqdm")
+    unneeded = ("torch", "anndata", "pandas", "dask", "distributed", "click", "tqdm")
     assert not {m for m in modules if m.split(".")[0] in unneeded}
 
 

@@ -99,10 +99,17 @@ class Store:
 
     def obs_columns(self) -> list[str]:
         """Names of the columns of obs, without the index."""
-        obs = self._node("obs")
-        order = dict(obs.attrs).get("column-order")
-        names = list(obs.keys()) if order is None else [n.decode() if isinstance(n, bytes) else str(n) for n in order]
-        index = dict(obs.attrs).get("_index", "_index")
+        return self._columns("obs")
+
+    def var_columns(self) -> list[str]:
+        """Names of the columns of `var`, without the index."""
+        return self._columns(self._var_name)
+
+    def _columns(self, table: str) -> list[str]:
+        node = self._node(table)
+        order = dict(node.attrs).get("column-order")
+        names = list(node.keys()) if order is None else [n.decode() if isinstance(n, bytes) else str(n) for n in order]
+        index = dict(node.attrs).get("_index", "_index")
         return [name for name in names if name != index]
 
     def obs_column(self, key: str) -> pd.Series:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas.chunk import CsrChunk
-from hashstream.atlas.open import Atlas
+from hashstream.atlas.open import Atlas, Store
 from hashstream.atlas.stream import RowRange, stream_chunks
 from hashstream.errors import InputError
 from hashstream.kernels import RowFlag, row_totals
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BLOCK_ROWS = 256
 DEFAULT_SAMPLE_CELLS = 50_000
@@ -179,13 +176,18 @@ def shared_genes(
     dtype = np.dtype(np.uint16 if len(names) < np.iinfo(np.uint16).max else np.int32)
     absent = _largest(dtype)
     columns = [np.asarray([position.get(n, absent) for n in s.gene_names], dtype=dtype) for s in atlas.stores]
-    return names, _gene_ids(atlas.stores[0].var, names), columns
+    return names, _gene_ids(atlas.stores[0], names), columns
 
 
-def _gene_ids(var: pd.DataFrame, names: NDArray[np.object_]) -> NDArray[np.object_] | None:
+def _gene_ids(store: Store, names: NDArray[np.object_]) -> NDArray[np.object_] | None:
+    present = store.var_columns()
     for column in ("gene_ids", "gene_id", "ensembl", "ensembl_id", "feature_id", "featureid", "accession"):
-        if column in var.columns:
-            return np.asarray(var[column].astype(str).reindex(names), dtype=object)
+        if column in present:
+            ids = store.gene_columns.get(column)
+            if ids is None:  # numbers
+                ids = np.asarray(store.var[column].astype(str), dtype=object)
+            of_name = dict(zip(store.gene_names, ids, strict=True))
+            return np.array([of_name[name] for name in names], dtype=object)
     return None
 
 

@@ -89,5 +89,5 @@ def _inspect_atlas(path: Path | str) -> dict[str, Any]:
         "dtype": str(store.matrix.dtype),
         "first_genes": [str(n) for n in store.gene_names[:5]],
         "obs_columns": store.obs_columns(),
-        "var_columns": [str(c) for c in store.var.columns],
+        "var_columns": store.var_columns(),
     }
