@@ -444,16 +444,16 @@ def write_store(store: Store, folder: Path, rng: np.random.Generator) -> Path:
         with zarr.config.set({"array.write_empty_chunks": True}), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _fill(zarr.create_group(path, zarr_format=2 if store.form == "zarr2" else 3), store, rng)
+    if "metadata" in store.without:
+        names = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+        victims = [p for p in sorted(path.rglob("*")) if p.name in names]
+        _garble(victims[int(rng.integers(len(victims)))], store, rng)
     if "end of file" in store.without:
         victims = [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if p.is_file()]
         victim = victims[int(rng.integers(len(victims)))]
         whole = victim.read_bytes()
         victim.write_bytes(whole[: int(rng.integers(max(len(whole), 1)))])
         store.faults.append(f"{victim.relative_to(folder)} cut to {victim.stat().st_size} of {len(whole)} bytes")
-    if "metadata" in store.without:
-        names = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-        victims = [p for p in sorted(path.rglob("*")) if p.name in names]
-        _garble(victims[int(rng.integers(len(victims)))], store, rng)
     return path
 
 
