@@ -252,7 +252,7 @@ def _negative_integer(store: Store, rng: np.random.Generator) -> bool:
 def _huge_count(store: Store, rng: np.random.Generator) -> bool:
     """Counts that no atlas holds, or of which float64 cannot tell neighbours."""
     name = "x" if "x" in store.arrays else "data"
-    if not store.arrays[name].size:
+    if not store.arrays[name].size or not store.spoil(name):
         return False
     values = store.arrays[name].astype(rng.choice(["i8", "u8", "f8", "f4"]))
     values.flat[int(rng.integers(values.size))] = float(rng.choice([2.0**32, 2.0**53, 2.0**62]))

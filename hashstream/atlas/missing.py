@@ -14,6 +14,7 @@ from hashstream.errors import InputError
 
 PEEK_DENSE = 2**20
 MOST_DENSE_CHUNKS = 1 << 22
+MOST_CHUNKS = 1 << 23
 SURELY_SOME = 40  # expected non-zeros of a chunk that cannot well have none
 
 
@@ -27,7 +28,13 @@ def check_chunks(where: str, array: Any) -> None:
         array.store.require(array.path)
         return
     if hasattr(array, "nchunks_initialized"):
-        there, wanted = array.nchunks_initialized, array.nchunks
+        wanted = array.nchunks
+        if wanted > MOST_CHUNKS:  # all of their names would be held
+            raise InputError(
+                f"{where}: its shape {array.shape} makes {wanted:,} chunks of {array.chunks}, expected at most "
+                f"{MOST_CHUNKS:,}; the store is damaged: copy it again"
+            )
+        there = array.nchunks_initialized
         if there < wanted:
             raise InputError(
                 f"{where}: {wanted - there} of {wanted} chunks are missing; the store is damaged: copy it again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hashstream.atlas.ingest import ingest
 from hashstream.atlas.layout import stated_shape
 from hashstream.errors import InputError
 from tests import damage
+from tests.synthetic import make_adata
 
 
 @pytest.mark.parametrize("shape", [None, [3], [3, 4, 5], [3, -1], [3.5, 4], ["a", "b"], "34", [True, 4], 7])
@@ -82,3 +84,23 @@ def test_cells_of_another_number(small_h5ad: Path, tmp_path: Path) -> None:
     path = damage.edit(small_h5ad, tmp_path / "fewer.h5ad", fewer)
     with pytest.raises(InputError, match=r"fewer.h5ad: obs lists 599 cells but X has 600 rows"):
         open_atlas(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["obs/_index", "var/_index", "X/data"])
+def test_an_array_that_states_more_chunks_than_memory_holds(name: str, tmp_path: Path) -> None:
+    """Their names are not listed, nor is the array read; by `ingest` as by `open_atlas`."""
+    path = tmp_path / "store.zarr"
+    with anndata.settings.override(zarr_write_format=3):
+        make_adata(n_cells=20, n_genes=30).write_zarr(path)
+    root = json.loads((path / "zarr.json").read_text())
+    del root["consolidated_metadata"]  # which would be read instead of what each array states
+    (path / "zarr.json").write_text(json.dumps(root))
+    metadata = path / name / "zarr.json"
+    content = json.loads(metadata.read_text())
+    content["shape"] = [2**40]
+    content["chunk_grid"]["configuration"]["chunk_shape"] = [1]
+    metadata.write_text(json.dumps(content))
+    for read in (lambda: ingest([path], tmp_path / "atlas.zarr"), lambda: open_atlas(path).fingerprint()):
+        with pytest.raises(InputError, match="1,099,511,627,776|1099511627776"):
+            read()

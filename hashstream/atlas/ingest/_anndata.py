@@ -15,7 +15,7 @@ from hashstream.atlas._checks import check_column_names
 from hashstream.atlas.ingest._arrays import CscMatrix, CsrMatrix, DenseMatrix
 from hashstream.atlas.ingest._rows import FAULTS, first_fault
 from hashstream.atlas.ingest._source import Matrix, Source, not_counts, reading
-from hashstream.atlas.layout import stated_shape
+from hashstream.atlas.layout import check_lengths, stated_shape
 from hashstream.atlas.missing import check_chunks
 from hashstream.errors import InputError
 
@@ -26,8 +26,8 @@ def open_anndata(path: Path, root: Any, kind: str, layer: str | None) -> Source:
     """The source in an open HDF5 or zarr group; `kind` is its name in the report ("h5ad")."""
     chosen, notes = _choose(path, root, layer)
     matrix, form = _matrix(path, root, chosen)
-    obs = _table(path, root, "obs")
-    var = _table(path, root, "raw/var" if chosen == "raw/X" else "var")
+    obs = _table(path, root, "obs", matrix.shape[0])
+    var = _table(path, root, "raw/var" if chosen == "raw/X" else "var", matrix.shape[1])
     return Source(path, f"{kind}, {form}", obs, var, matrix, chosen, notes=notes)
 
 
@@ -76,11 +76,12 @@ def _matrix(path: Path, root: Any, name: str) -> tuple[Matrix, str]:
     return CscMatrix(where, size, *arrays), "CSC"
 
 
-def _table(path: Path, root: Any, name: str) -> pd.DataFrame:
+def _table(path: Path, root: Any, name: str, n_rows: int) -> pd.DataFrame:
     if name not in root:
         raise InputError(f"{path}: has no {name}; expected an AnnData file with obs and var")
     with reading(f"{path}: {name}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # older encodings: they are read all the same
+        check_lengths(root[name], n_rows, f"{path}: {name}")
         names = dict(root[name].attrs).get("_index")
         if isinstance(names, str) and names in root[name]:
             check_chunks(f"{path}: {name}/{names}", root[name][names])
