@@ -36,7 +36,7 @@ from benchmarks.encode import READ
 TOP = 100
 
 SCANPY = """
-import json, sys, time
+import json, sys
 import anndata, scanpy as sc
 from hashstream.runtime.provenance import peak_rss_bytes
 store, key, top, target = sys.argv[1:]
@@ -53,7 +53,10 @@ print(json.dumps({"max_rss": peak_rss_bytes()}))
 
 
 def by_scanpy(store: Path, target: Path, *, top: int) -> Measured:
-    return measure([sys.executable, "-W", "ignore", "-c", SCANPY, str(store), TRUTH, str(top), str(target)])
+    found = measure([sys.executable, "-W", "ignore", "-c", SCANPY, str(store), TRUTH, str(top), str(target)])
+    if found.ended != "done":
+        raise RuntimeError(f"scanpy on {store}: {found.ended}: {found.error}")
+    return found
 
 
 def encoded(store: Path) -> Path:

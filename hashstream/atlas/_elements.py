@@ -61,6 +61,8 @@ def read_plain_text(node: Any) -> NDArray[np.object_] | None:
         codes, categories = _read_plain(node["codes"]), read_plain_text(node["categories"])
         if codes is None or categories is None or codes.dtype.kind not in "iu":
             return None
+        if len(codes) and not -1 <= int(codes.min()) <= int(codes.max()) < len(categories):
+            return None  # pandas says what is wrong
         return np.append(categories, "nan")[np.where(codes < 0, len(categories), codes)]
     return None
 

@@ -1,7 +1,7 @@
 """Between NumPy and arrow without pandas.
 
-`pyarrow.array` and ``to_numpy`` load pandas, to see whether that is what they are given or asked for: a third of the
-start of a stage that has no other use for it. What is here gives the same.
+`pyarrow.array` and ``to_numpy`` load pandas, to see whether that is what they are given or asked for: a large part
+of the start of a stage that has no other use for it. What is here gives the same.
 """
 
 from __future__ import annotations

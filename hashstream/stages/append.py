@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hashstream.atlas import Atlas, open_atlas
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher
-from hashstream.runtime.arrow import matrix_of, numbers_of
+from hashstream.runtime.arrow import matrix_of, numbers_of, without_missing
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.memory import trim
 from hashstream.runtime.provenance import Timings
@@ -265,7 +265,7 @@ def _bucket_arrays(run: Run) -> dict[str, NDArray[Any]]:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         names = ["code", "count", "half_count", "half_sum", "embedding_sum"]
         for batch in file.iter_batches(batch_size=_BATCH_BUCKETS, columns=names, use_threads=False):
-            code, count, half_count, half_sum, whole = batch.columns
+            code, count, half_count, half_sum, whole = without_missing(batch).columns
             part = slice(start, start + batch.num_rows)
             arrays["keys"][part] = matrix_of(code)
             arrays["counts"][part], arrays["half_counts"][part] = numbers_of(count), numbers_of(half_count)

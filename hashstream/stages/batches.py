@@ -23,7 +23,7 @@ from hashstream.atlas import Atlas
 from hashstream.buckets import BucketIndex, BucketTable, Tokens
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime import schema
-from hashstream.runtime.arrow import number_array, numbers_of
+from hashstream.runtime.arrow import number_array, numbers_of, without_missing
 from hashstream.runtime.budget import parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import partial_path
@@ -201,7 +201,7 @@ def _read(run: Run, path: Path, identity: str) -> Tokens | None:
         if metadata.get(_IDENTITY) != identity.encode():
             return None
         schema.check_columns(file.schema_arrow, schema.batch_columns(run.n_words, run.meta["n_dims"]), where=str(path))
-        table = file.read([*TOKEN_COLUMNS, "batch"])
+        table = without_missing(file.read([*TOKEN_COLUMNS, "batch"]))
         batches = numbers_of(table["batch"])
         tokens = read_tokens(table, bucket_bits=int(metadata[_BUCKET_BITS]), batches=batches)
     except (pa.ArrowException, OSError, InputError, KeyError, ValueError):

@@ -98,6 +98,13 @@ def test_other_tables_of_genes_are_left_to_pandas(root: Any, table: pd.DataFrame
     assert read_gene_columns(root["mapping"]) is None
 
 
+def test_categories_that_are_not_there_are_left_to_pandas(root: Any) -> None:
+    write_elem(root, "var", PLAIN[["type"]])
+    assert read_gene_columns(root["var"]) is not None
+    root["var/type/codes"][1] = 3
+    assert read_gene_columns(root["var"]) is None
+
+
 def test_other_elements_are_left_to_anndata(root: Any) -> None:
     table = PLAIN[["depth"]].assign(missing=pd.array([1, None, 3, 4], dtype="Int64"))
     write_elem(root, "obs", table)

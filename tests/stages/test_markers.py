@@ -143,7 +143,7 @@ def test_chunks_and_threads_change_nothing(folder: Path, tmp_path: Path, monkeyp
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "other.parquet").read_bytes()
 
 
-def test_fewer_threads_where_their_sums_do_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_threads_where_their_sums_do_not_fit(folder: Path) -> None:
     atlas = stage.open_run_atlas(Run.open(folder / "run"))
     groups, genes = 200, 60_000
     of_one = groups * genes * 24
