@@ -221,21 +221,28 @@ class _NormalisedGroups:
         factors = self._settings.target_sum / block.totals
         return cells, np.log1p(block.data * factors[cells])
 
-    def sparse(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.float32]], NDArray[np.float64]]:
-        """Standardised values less those of a count of 0, as CSR arrays; and those (n_genes,)."""
+    def sparse(
+        self,
+    ) -> tuple[
+        tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.float32]], NDArray[np.float64], NDArray[np.float64]
+    ]:
+        """Standardised values less those of a count of 0, as CSR arrays; those (n_genes,), and the mean of the rest."""
         blocks = [block for group in self._groups for block in group]
         indptr = np.zeros(self.n_cells + 1, dtype=np.int64)
         np.cumsum(np.concatenate([np.diff(block.indptr) for block in blocks]), out=indptr[1:])
         indices = np.concatenate([block.indices for block in blocks])
         values = np.empty(len(indices), dtype=np.float32)
-        of_zero = -self.mean / self.scale
+        of_zero, total = -self.mean / self.scale, np.zeros(self.n_genes)
         first = 0
         for block in blocks:
             genes = block.indices
             z = (self._entries(block)[1] - self.mean[genes]) / self.scale[genes]
-            values[first : first + len(genes)] = np.minimum(z, self._settings.clip) - of_zero[genes]
+            own = values[first : first + len(genes)]
+            own[:] = np.minimum(z, self._settings.clip) - of_zero[genes]
+            # Value after value, and a block at a time: numbers of 64 bits for all would take more than everything else.
+            np.add.at(total, genes.astype(np.intp), own.astype(np.float64))
             first += len(genes)
-        return (indptr, indices, values), of_zero
+        return (indptr, indices, values), of_zero, total / self.n_cells
 
     def _moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         total, square = np.zeros(self.n_genes), np.zeros(self.n_genes)
@@ -290,9 +297,8 @@ def _sparse_components(
     groups: _NormalisedGroups, n_components: int, seed: int, threads: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """As `_principal_components`, and the scores (n_cells, n_components), without the covariance."""
-    rows, of_zero = groups.sparse()
+    rows, of_zero, mean = groups.sparse()
     n_genes, n_cells = groups.n_genes, groups.n_cells
-    mean = np.bincount(rows[1], weights=rows[2], minlength=n_genes) / n_cells
 
     def times(block: NDArray[np.float64]) -> NDArray[np.float64]:
         product = gram_times(*rows, block, n_threads=threads)

@@ -191,10 +191,12 @@ def project_encode(
         nnz = [s.matrix.nnz if s.matrix.nnz is not None else s.n_cells * s.n_genes // 4 for s in atlas.stores]
         sample_nnz = min(sum(nnz), DEFAULT_SAMPLE_NNZ)
         # The sample (index and value), and then what remains of it, twice, beside what its components take and groups
-        # of cells. It comes before the pass, so the larger of the two counts.
+        # of cells. It comes before the pass, so the larger of the two counts. Half of the values are taken to remain,
+        # but of a panel of genes more.
+        kept = min(max(0.5, 2 * n_genes / min(store.n_genes for store in atlas.stores)), 1.0)
         value = max(s.matrix.dtype.itemsize for s in atlas.stores) + 2
         components = components_bytes(min(atlas.n_cells, DEFAULT_SAMPLE_CELLS), n_genes, n_dims)
-        fit = max(sample_nnz * value * 1.25, sample_nnz * (value + 6) / 2 + components + 100 * MIB)
+        fit = max(sample_nnz * value * 1.25, sample_nnz * (value + 6) * kept + components + 100 * MIB)
         fixed["fit"] = max(0, int(fit) - fixed["buckets"] - fixed["codes"])
     return Projection(
         fixed=fixed,

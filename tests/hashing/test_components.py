@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 import hashstream.hashing.pca_itq as pca_itq
+from hashstream.atlas.sample import Sample
 from hashstream.errors import SettingsError
 from hashstream.hashing import PcaItqSettings, fit_pca_itq
+from hashstream.hashing.anchors.cells import Cells
 from hashstream.hashing.components import krylov_components, krylov_width
 from hashstream.hashing.hvg import residual_variance, select_genes
 from hashstream.hashing.hvg_batches import select_genes_by_batch
@@ -104,3 +109,46 @@ def test_genes_of_deep_cells_are_ranked_by_dispersion() -> None:
     assert asked.provenance["genes_by"] == "pearson"
     with pytest.raises(SettingsError, match="genes_by is 'luck'"):
         PcaItqSettings(genes_by="luck")
+
+
+def dense_sample(n_cells: int, n_genes: int) -> Sample:
+    """Cells that have every gene, as they may in a panel of genes."""
+    return sample_of(np.random.default_rng(0).integers(1, 9, (n_cells, n_genes), dtype=np.uint16))
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """What a call holds at most beyond what was held before."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_components_of_a_panel_take_little_beside_its_values() -> None:
+    """Of a panel of genes all values remain: index and value are copied once, and nothing is held in 64 bits."""
+    sample = dense_sample(20_000, 200)
+    groups = pca_itq._NormalisedGroups(sample, PcaItqSettings(n_bits=8), 1)
+    few = pca_itq._NormalisedGroups(dense_sample(512, 200), PcaItqSettings(n_bits=8), 1)
+    pca_itq._sparse_components(few, 8, 0, 1)  # compiles
+    values = 20_000 * 200
+    assert peak_bytes(lambda: pca_itq._sparse_components(groups, 8, 0, 1)) < 11 * values
+
+
+def test_the_mean_of_sparse_values_is_that_of_the_dense_ones() -> None:
+    groups = pca_itq._NormalisedGroups(dense_sample(700, 50), PcaItqSettings(n_bits=8), 1)
+    (indptr, genes, values), of_zero, mean = groups.sparse()
+    z = np.concatenate(list(groups.map(lambda z: z)))
+    assert indptr[-1] == len(genes) == z.size
+    np.testing.assert_allclose(mean, np.bincount(genes, weights=values) / 700, rtol=1e-12)
+    np.testing.assert_allclose(mean + of_zero, z.mean(axis=0, dtype=np.float64), atol=1e-5)
+
+
+def test_moments_of_held_cells_take_little_beside_them() -> None:
+    cells = Cells.from_blocks(dense_sample(20_000, 200).blocks, 200, 1e4)
+    mean, scale = cells.moments()
+    dense = cells.values.reshape(20_000, 200).astype(np.float64)
+    np.testing.assert_allclose(mean, dense.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(scale, dense.std(axis=0, ddof=1), rtol=1e-6)
+    assert peak_bytes(cells.moments) < 10 * 20_000 * 200

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hashstream.atlas.sample import SampleBlock
 
 _GROUP_CELLS = 1024
+_STEP = 1 << 20  # values that moments are summed of at once
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,13 @@ class Cells:
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation of each gene; a constant gene has deviation 1."""
-        total = np.bincount(self.genes, weights=self.values, minlength=self.n_genes)
-        square = np.bincount(self.genes, weights=self.values.astype(np.float64) ** 2, minlength=self.n_genes)
+        total, square = np.zeros(self.n_genes), np.zeros(self.n_genes)
+        # Numbers of 64 bits for all values at once would take several times what the cells do.
+        for first in range(0, len(self.genes), _STEP):
+            part = slice(first, first + _STEP)
+            genes, values = self.genes[part].astype(np.intp), self.values[part].astype(np.float64)
+            np.add.at(total, genes, values)
+            np.add.at(square, genes, values * values)
         mean = total / self.n_cells
         variance = np.maximum(square - self.n_cells * mean * mean, 0.0) / max(self.n_cells - 1, 1)
         return mean, np.where(variance > 1e-12, np.sqrt(variance), 1.0)
