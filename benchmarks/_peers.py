@@ -94,12 +94,12 @@ def _communities(adata: Any) -> NDArray[np.integer]:
 
     sc.pp.scale(adata, max_value=10)
     sc.pp.pca(adata, n_comps=COMPONENTS)
-    sc.pp.neighbors(adata, n_neighbors=NEIGHBOURS, transformer=_neighbours())
+    sc.pp.neighbors(adata, n_neighbors=NEIGHBOURS, transformer=scanpy_neighbours())
     sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
     return adata.obs["leiden"].astype(int).to_numpy()
 
 
-def _neighbours() -> Any:
+def scanpy_neighbours() -> Any:
     """What scanpy takes of itself from 4,096 cells on, with a result of the kind that scanpy 1.11 can read."""
     from pynndescent import PyNNDescentTransformer
     from scipy import sparse

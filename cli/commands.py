@@ -228,6 +228,8 @@ def _demo_table(result: dict[str, Any]) -> str:
     lines += ["", "genes of the clusters found last:"]
     width = max(map(len, result["top_genes"]))
     lines += [f"  {cluster:<{width}}  {', '.join(genes)}" for cluster, genes in result["top_genes"].items()]
+    if result["report"]:
+        lines += ["", f"all about it: {result['report']}"]
     return "\n".join(lines)
 
 

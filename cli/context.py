@@ -85,6 +85,10 @@ def _show_words(data: dict[str, Any], indent: str) -> None:
         if isinstance(value, dict):
             click.echo(f"{indent}{key}")
             _show_words(value, indent + "  ")
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            click.echo(f"{indent}{key}")
+            for row in value:
+                click.echo(f"{indent}  " + "  ".join(f"{name} {_word(entry)}" for name, entry in row.items()))
         else:
             click.echo(f"{indent}{key!s:<{width}}  {_word(value)}")
 

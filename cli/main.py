@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from hashstream import __version__
-from hashstream.cli import annotate_commands, commands, encode_commands, search_commands
+from hashstream.cli import annotate_commands, commands, downstream_commands, encode_commands, search_commands
 from hashstream.cli.config import load_config, load_defaults, merge
 from hashstream.cli.context import Session
 from hashstream.cli.interrupts import interrupts_that_count
@@ -60,8 +60,9 @@ def cli(ctx: click.Context, config: str | None, seed: int, verbose: bool, quiet:
     ctx.obj = Session(seed=seed, verbose=verbose, quiet=quiet, json=as_json, argv=sys.argv)
 
 
-for command in (*commands.ALL, *encode_commands.ALL, *annotate_commands.ALL, *search_commands.ALL):
-    cli.add_command(command)
+for module in (commands, encode_commands, annotate_commands, downstream_commands, search_commands):
+    for command in module.ALL:
+        cli.add_command(command)
 
 
 def main(args: list[str] | None = None) -> None:

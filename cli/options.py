@@ -52,6 +52,11 @@ layer = click.option("--layer", metavar="NAME", help="Where the raw counts are: 
 atlas = click.option(
     "--atlas", multiple=True, type=AtlasType, help="Where the encoded atlas is now, if it was moved (repeatable)."
 )
+by = click.option(
+    "--by",
+    metavar="COLUMN",
+    help="Groups: cluster, label or label_majority of the run, or a column of obs.  [default: cluster, else label]",
+)
 threads = click.option("--threads", type=click.IntRange(min=0), show_default=True, help="Kernel threads; 0: all cores.")
 max_memory = click.option(
     "--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB."

@@ -1,8 +1,8 @@
 """HashStream: an out-of-core streaming engine for atlas-scale single-cell data.
 
-The verbs of the command line are functions: those that see the matrix in `hashstream.pp` (ingest, simulate, fit,
-encode, finalize), those that see tokens in `hashstream.tl` (cluster, annotate, evaluate, export, inspect). They and
-`Run`, `Hasher` and `open_atlas` are imported when first used, so that ``import hashstream`` costs nothing.
+The verbs of the command line are functions: those that make a run in `hashstream.pp` (ingest, simulate, fit, encode,
+finalize), those that work on one in `hashstream.tl` (cluster, annotate, search, markers, trajectory, evaluate, report,
+export). They, `Run`, `Hasher` and `open_atlas` are imported when first used: ``import hashstream`` costs nothing.
 """
 
 from __future__ import annotations

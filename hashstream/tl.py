@@ -10,6 +10,9 @@ from hashstream.stages.inspect import inspect
 from hashstream.stages.markers import markers
 from hashstream.stages.neighbours import neighbours
 from hashstream.stages.reference import add_to_reference, build_reference
+from hashstream.stages.report import report
+from hashstream.stages.search import search
+from hashstream.stages.trajectory import trajectory
 
 __all__ = [
     "add_to_reference",
@@ -23,4 +26,7 @@ __all__ = [
     "inspect",
     "markers",
     "neighbours",
+    "report",
+    "search",
+    "trajectory",
 ]

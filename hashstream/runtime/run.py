@@ -191,7 +191,7 @@ class Run:
 
     def require(self, *columns: str) -> None:
         """Raise InputError where the run has no such column of cells yet."""
-        makers = {"cluster": "cluster", "label": "annotate"}
+        makers = {"cluster": "cluster", "label": "annotate", "pseudotime": "trajectory"}
         present = self.cell_columns()
         for column in columns:
             if column not in present:

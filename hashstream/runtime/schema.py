@@ -77,8 +77,12 @@ LABELS = (
     LABEL_MAJORITY,
 )
 
+PSEUDOTIME = Column(
+    "pseudotime", pa.float32(), "diffusion distance from the root, 0 to 1; not a number where no way leads there"
+)
+
 #: Columns of ``cells.parquet``: the first two from encode, the others as stages add them.
-CELL_COLUMNS = {c.name: c for c in (ROW, BUCKET, CLUSTER, CLUSTER_CONFIDENCE, *LABELS)}
+CELL_COLUMNS = {c.name: c for c in (ROW, BUCKET, CLUSTER, CLUSTER_CONFIDENCE, *LABELS, PSEUDOTIME)}
 REQUIRED_CELL_COLUMNS = (ROW, BUCKET)
 
 

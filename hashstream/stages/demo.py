@@ -22,6 +22,7 @@ from hashstream.stages.encode import encode
 from hashstream.stages.evaluate import evaluate
 from hashstream.stages.ingest import simulate
 from hashstream.stages.markers import markers
+from hashstream.stages.report import report
 from hashstream.stages.truth import run_column
 
 TRUTH = "cell_type"
@@ -53,7 +54,7 @@ def demo(
     -------
     dict
         ``rows``: stage, measure and value of each line of the table; ``top_genes``: of each cluster, those that it has
-        most of beside the others.
+        most of beside the others; ``report``: a page about the run with the clusters, None if it is not kept.
     """
     progress = progress or Silent()
     if folder is None:
@@ -65,7 +66,8 @@ def demo(
         folder.mkdir(parents=True)
         place = nullcontext(str(folder))
     with place as name:
-        return _run(Path(name), cells, seed, progress)
+        result = _run(Path(name), cells, seed, progress)
+    return result | ({} if folder is not None else {"report": None})
 
 
 def _run(folder: Path, cells: int | None, seed: int, progress: ProgressListener) -> dict[str, Any]:
@@ -99,6 +101,8 @@ def _run(folder: Path, cells: int | None, seed: int, progress: ProgressListener)
         add(title, "NMI", scores["nmi"])
     found = markers(run.path, target=folder / "markers.csv", progress=progress)
     add("markers", "seconds", found["seconds"])
+    page = report(run.path, target=folder / "report.html", markers=folder / "markers.csv", truth=TRUTH, seed=seed)
+    add("report", "seconds", page["seconds"])
     reference_run = _encoded(reference, folder / "run-reference", None, seed, progress)
     query_run = _encoded(query, folder / "run-query", reference_run.path / "hasher", seed, progress)
     record = annotate(query_run.path, reference=reference_run.path, labels=TRUTH, unknown_threshold=0.0)
@@ -106,7 +110,7 @@ def _run(folder: Path, cells: int | None, seed: int, progress: ProgressListener)
     add("annotate", "seconds", record["seconds"])
     add("annotate", "accuracy", labels["accuracy"])
     add("annotate", "macro-F1", labels["macro_f1"])
-    return {"rows": rows, "top_genes": found["top_genes"]}
+    return {"rows": rows, "top_genes": found["top_genes"], "report": page["path"]}
 
 
 def _encoded(atlas: Path, target: Path, hasher: Path | None, seed: int, progress: ProgressListener) -> Run:

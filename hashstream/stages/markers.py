@@ -19,16 +19,16 @@ from hashstream.atlas.stream import AHEAD, DEFAULT_CHUNK_BYTES
 from hashstream.downstream.markers import FEWEST_CELLS, compare_genes
 from hashstream.errors import BudgetError, InputError, SettingsError
 from hashstream.kernels import GroupSums, group_sums
-from hashstream.runtime.arrow import number_array, numbers_of, string_array
+from hashstream.runtime.arrow import number_array, string_array
 from hashstream.runtime.budget import MIB, PROCESS_BYTES, Projection, parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import PARQUET_OPTIONS, Run
-from hashstream.runtime.schema import CELL_COLUMNS, Column, arrow_schema
+from hashstream.runtime.schema import Column, arrow_schema
 from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY
+from hashstream.stages.groups import cell_groups
 from hashstream.stages.run_atlas import open_run_atlas
-from hashstream.stages.truth import run_column
 
 DEFAULT_TOP = 100
 DEFAULT_MIN_CELLS = 3
@@ -138,7 +138,7 @@ def markers(
     if target.suffix not in FORMATS:
         raise SettingsError(f"-o {target}: give it a name that ends in {' or '.join(FORMATS)}.")
     check_target(target, force=force)
-    by, groups, names = _groups(run, settings.by, atlas)
+    by, groups, names = cell_groups(run, settings.by, atlas)
     sizes = np.bincount(groups[groups >= 0], minlength=len(names))
     tested = [g for g in range(len(names)) if sizes[g] >= settings.min_cells]
     against = _against(settings, by, names, tested)
@@ -168,30 +168,6 @@ def markers(
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-
-
-def _groups(run: Run, by: str | None, atlas: Sequence[str | Path] | None) -> tuple[str, NDArray[np.int32], list[str]]:
-    """What cells are grouped by, the group of each cell, -1 for none, and the names of the groups."""
-    present = run.cell_columns()
-    if by is None:
-        by = "label" if "label" in present and "cluster" not in present else "cluster"
-        run.require(by)
-    column = CELL_COLUMNS.get(by)
-    if column is None or by not in present:
-        if column is not None and by in ("cluster", "label", "label_majority"):
-            run.require(by)
-        return by, *run_column(run, by, atlas=atlas)
-    if column.type is None or not pa.types.is_dictionary(column.type):
-        raise SettingsError(f"--by {by}: that column of {run.path} holds numbers; name one that holds groups.")
-    number: dict[str, int] = {}
-    codes = np.empty(run.n_cells, np.int32)
-    start = 0
-    for batch in run.iter_cells([by]):
-        own = batch.column(0)
-        place = np.array([number.setdefault(name, len(number)) for name in own.dictionary.to_pylist()], np.int32)
-        codes[start : start + len(own)] = place[numbers_of(own.indices)]
-        start += len(own)
-    return by, codes, list(number)
 
 
 def _against(settings: MarkersSettings, by: str, names: list[str], tested: list[int]) -> int | None:

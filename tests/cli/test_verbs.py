@@ -236,3 +236,5 @@ def test_demo_meets_its_numbers(hashstream: Cli, tmp_path: Path) -> None:
     assert values["cluster ward (default), true K", "ARI"] >= 0.75
     assert values["annotate", "accuracy"] >= 0.90
     assert (tmp_path / "demo" / "run" / "run.json").exists()
+    assert found["report"] == str(tmp_path / "demo" / "report.html")
+    assert "adjusted Rand index" in (tmp_path / "demo" / "report.html").read_text()

@@ -1,0 +1,66 @@
+"""The groups of a run's cells: a column that the run found, or one of obs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashstream.errors import SettingsError
+from hashstream.runtime.arrow import numbers_of
+from hashstream.runtime.run import Run
+from hashstream.runtime.schema import CELL_COLUMNS
+from hashstream.stages.truth import run_column
+
+
+def cell_groups(
+    run: Run, by: str | None, atlas: Sequence[str | Path] | None = None
+) -> tuple[str, NDArray[np.int32], list[str]]:
+    """The group of each cell.
+
+    Parameters
+    ----------
+    by
+        Column of the run's cells (``cluster``, ``label``, ...) or of the atlas's obs; None: the clusters, or the
+        labels where there are no clusters.
+    atlas
+        Where the run's atlas is now, if not where it was encoded.
+
+    Returns
+    -------
+    by : str
+        The column.
+    groups : (n_cells,) int32
+        -1 for cells that are in none.
+    names : list of str
+
+    Raises
+    ------
+    InputError
+        If there is no such column.
+    SettingsError
+        If the run's column holds numbers.
+    """
+    present = run.cell_columns()
+    if by is None:
+        by = "label" if "label" in present and "cluster" not in present else "cluster"
+        run.require(by)
+    column = CELL_COLUMNS.get(by)
+    if column is None or by not in present:
+        if column is not None and by in ("cluster", "label", "label_majority"):
+            run.require(by)
+        return by, *run_column(run, by, atlas=atlas)
+    if column.type is None or not pa.types.is_dictionary(column.type):
+        raise SettingsError(f"--by {by}: that column of {run.path} holds numbers; name one that holds groups.")
+    number: dict[str, int] = {}
+    codes = np.empty(run.n_cells, np.int32)
+    start = 0
+    for batch in run.iter_cells([by]):
+        own = batch.column(0)
+        place = np.array([number.setdefault(name, len(number)) for name in own.dictionary.to_pylist()], np.int32)
+        codes[start : start + len(own)] = place[numbers_of(own.indices)]
+        start += len(own)
+    return by, codes, list(number)

@@ -1,0 +1,81 @@
+"""The first genes of each group from a table that `markers` wrote. It may have been changed since: all is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hashstream.errors import InputError
+from hashstream.runtime.arrow import number_array, numbers_of, without_missing
+from hashstream.stages.markers import FORMATS
+
+TOP_GENES = 5
+_COLUMNS = {"group": pa.string(), "rank": pa.int32(), "gene": pa.string()}
+_SHOWN = 5
+
+
+def read_top_genes(path: Path, groups: Mapping[str, list[str]]) -> tuple[str, dict[str, list[str]]]:
+    """The column whose groups a table of `markers` holds, and the first genes of each of them.
+
+    Parameters
+    ----------
+    groups
+        Columns of the run, in the order in which they are tried, and their groups.
+
+    Raises
+    ------
+    InputError
+        If the file is no such table, or holds groups that no column has.
+    """
+    found: dict[str, dict[int, str]] = {}
+    try:
+        for block in _blocks(path):
+            ranks = numbers_of(without_missing(block)["rank"])
+            first = block.take(number_array(np.flatnonzero((ranks >= 0) & (ranks < TOP_GENES))))
+            for group, rank, gene in zip(*(first[name].to_pylist() for name in _COLUMNS), strict=True):
+                if found.setdefault(group, {}).setdefault(rank, gene) != gene:
+                    raise InputError(f"{path}: two genes of rank {rank} in group {group!r}; {_REMEDY}")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a table of `hashstream markers` ({error}); {_REMEDY}") from error
+    if not found:
+        raise InputError(f"{path}: holds no genes; {_REMEDY}")
+    for column, names in groups.items():
+        if found.keys() <= set(names):
+            return column, {group: [genes[rank] for rank in sorted(genes)] for group, genes in found.items()}
+    known = {name for names in groups.values() for name in names}
+    others = sorted((str(group) for group in found if group not in known), key=str)[:_SHOWN] or sorted(found)[:_SHOWN]
+    raise InputError(
+        f"{path}: its groups are not those of the run's {' or '.join(groups) or 'cells, which has neither'}, such as "
+        f"{', '.join(map(repr, others))}; {_REMEDY}"
+    )
+
+
+_REMEDY = "make it with `hashstream markers RUN -o markers.csv`."
+
+
+def _blocks(path: Path) -> Iterator[pa.Table]:
+    """The three columns that are read, some rows at a time."""
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: expected a file that ends in {' or '.join(FORMATS)}; {_REMEDY}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {_REMEDY}")
+    if path.suffix == ".parquet":
+        for batch in pq.ParquetFile(path, page_checksum_verification=True).iter_batches(columns=list(_COLUMNS)):
+            if sorted(batch.schema.names) != sorted(_COLUMNS):
+                raise pa.ArrowInvalid(f"expected the columns {', '.join(_COLUMNS)}")
+            yield pa.Table.from_batches([batch]).select(list(_COLUMNS)).cast(pa.schema(_COLUMNS))
+        return
+    from pyarrow import csv
+
+    reader = csv.open_csv(
+        path,
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types=_COLUMNS, include_columns=list(_COLUMNS)),
+    )
+    with reader:
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
