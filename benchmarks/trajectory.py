@@ -14,7 +14,7 @@ shared
     A simulated differentiation (`benchmarks._branching`) of ``--shared-cells`` cells with known times: the same
     correlation along each way from the root to an end, their mean; how many of the four pairs of branches that follow
     each other are edges of the tree; seconds and memory, from the counts to pseudotime in fresh processes: encode and
-    trajectory, and scanpy's recipe with 15 neighbours on 50 components.
+    trajectory, and scanpy's recipe with 15 neighbours on 50 components. Both start from the first cell.
 whole
     The same on ``--cells`` cells, most of which have the mean of the drawn cells nearest to their bucket.
 atlas
@@ -117,7 +117,8 @@ def paul15(file: Path, folder: Path) -> dict[str, Any]:
         scores = [spearmanr(one[cells], order).statistic for one in values]
         out[lineage] = {
             "hashstream": float(spearmanr(pseudotimes(run)[cells], order).statistic),
-            "scanpy_mean": float(np.mean(scores)), "scanpy_worst": min(scores), "scanpy_best": max(scores),
+            "scanpy_mean": float(np.mean(scores)),
+            "scanpy_worst": float(min(scores)), "scanpy_best": float(max(scores)),
         }  # fmt: skip
         if lineage == "erythroid":
             out["steps_in_tree"] = share_of(STEPS, edges)

@@ -169,7 +169,14 @@ class Run:
     def landmarks(self) -> Landmarks:
         """The cells of which the run keeps the embedding."""
         table = self._read(LANDMARKS, [column.name for column in schema.landmark_columns(self.meta["n_dims"])])
-        return Landmarks(numbers_of(table["row"]), matrix_of(table["embedding"]).astype(np.float32, copy=False))
+        rows, embedding = numbers_of(table["row"]), matrix_of(table["embedding"]).astype(np.float32, copy=False)
+        in_order = len(rows) > 0 and rows[0] >= 0 and rows[-1] < self.n_cells and bool((np.diff(rows) > 0).all())
+        if not in_order or not np.isfinite(embedding).all():
+            raise InputError(
+                f"{self.path / LANDMARKS}: rows out of order, or an embedding that is not finite. The run is damaged; "
+                "encode again."
+            )
+        return Landmarks(rows, embedding)
 
     def cell_columns(self) -> list[str]:
         return list(self._parquet(CELLS).schema_arrow.names)

@@ -18,11 +18,11 @@ from hashstream.cluster.landmarks import smoothed
 from hashstream.downstream.layout import plane_layout
 from hashstream.downstream.pictures import Picture, on_page, picture_of_names, picture_of_values
 from hashstream.downstream.report import Missing, Section, Value, render
-from hashstream.errors import InputError, SettingsError
+from hashstream.errors import SettingsError
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
-from hashstream.runtime.run import LANDMARKS, Run
+from hashstream.runtime.run import Run
 from hashstream.stages.report_cells import GROUPED, PSEUDOTIME, VALUES, CellSummary, summarise_cells
 from hashstream.stages.report_markers import read_top_genes
 from hashstream.stages.report_record import (
@@ -156,12 +156,6 @@ def report(
 def _drawn(run: Run, most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Rows of the landmarks that are drawn, at even distances, and where they lie: (n_drawn,), (n_drawn, n_dims)."""
     rows, embedding = run.landmarks()
-    in_order = len(rows) > 0 and rows[0] >= 0 and rows[-1] < run.n_cells and bool((np.diff(rows) > 0).all())
-    if not in_order or not np.isfinite(embedding).all():
-        raise InputError(
-            f"{run.path / LANDMARKS}: rows out of order, or an embedding that is not finite. The run is damaged; "
-            "encode again."
-        )
     # All are smoothed, as clusters are found: of few, the nearest are too far.
     points = smoothed(embedding, n_threads=available_threads())
     chosen = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)
