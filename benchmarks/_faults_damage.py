@@ -50,6 +50,18 @@ def _cluster(run: Path, folder: Path) -> Result | None:
     return {name: found[name] for name in ("cells.parquet", "stages")}
 
 
+def _trajectory(run: Path, folder: Path) -> Result | None:
+    shutil.copytree(run, folder / "out")
+    command_line("trajectory", folder / "out", "--root-cell", 7)
+    found = run_files(folder / "out") or {}
+    return {name: found[name] for name in ("cells.parquet", "stages")}
+
+
+def _report(run: Path, folder: Path) -> Result | None:
+    command_line("report", run, "-o", folder / "out.html")
+    return {"page": digest(folder / "out.html")}
+
+
 def _export(run: Path, folder: Path) -> Result | None:
     command_line("export", run, "--to", folder / "out.h5ad")
     return h5ad_content(folder / "out.h5ad")
@@ -79,7 +91,7 @@ def _readers(path: Path, name: str, atlas: Path, run: Path) -> list[Reader]:
         return [_codes]
     if name.startswith("hasher"):
         return [_hasher(atlas)]
-    return [_cluster, _export]
+    return [_cluster, _trajectory, _report, _export]
 
 
 def damaged(content: bytes, flips: int, rng: random.Random) -> Iterator[tuple[str, bytes]]:
