@@ -146,7 +146,7 @@ def test_the_mean_of_sparse_values_is_that_of_the_dense_ones() -> None:
 
 
 def test_moments_of_held_cells_take_little_beside_them() -> None:
-    cells = Cells.from_blocks(dense_sample(20_000, 200).blocks, 200, 1e4)
+    cells = Cells.from_blocks(list(dense_sample(20_000, 200).blocks), 200, 1e4)
     mean, scale = cells.moments()
     dense = cells.values.reshape(20_000, 200).astype(np.float64)
     np.testing.assert_allclose(mean, dense.mean(axis=0), rtol=1e-9)

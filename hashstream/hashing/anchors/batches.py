@@ -110,6 +110,7 @@ class Streamed:
                 part = np.resize(order[start : start + n_cells], n_cells)
                 yield z(part), classes[part]
                 done += 1
+            del z  # before the next round is read
 
     def _round(self, n_wanted: int, rng: np.random.Generator) -> tuple[Standardised, NDArray[np.int64]]:
         if self._balanced:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 
@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas.sample import SampleBlock
+from hashstream.runtime.memory import trim
 
 _GROUP_CELLS = 1024
+_TRIMMED = 16  # blocks after which what they took is given back
 _STEP = 1 << 20  # values that moments are summed of at once
 
 
@@ -35,18 +37,25 @@ class Cells:
     n_genes: int
 
     @classmethod
-    def from_blocks(cls, blocks: Sequence[SampleBlock], n_genes: int, target_sum: float) -> Cells:
+    def from_blocks(cls, blocks: list[SampleBlock], n_genes: int, target_sum: float) -> Cells:
+        """The cells of some blocks, a list that is emptied meanwhile: both are never held at once."""
         lengths = np.concatenate([np.diff(b.indptr) for b in blocks])
         indptr = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=indptr[1:])
-        values = np.empty(int(indptr[-1]), dtype=np.float32)
-        first = 0
-        for block in blocks:
-            last = first + len(block.data)
+        rows = np.concatenate([b.rows for b in blocks])
+        genes = np.empty(int(indptr[-1]), dtype=np.result_type(*{b.indices.dtype for b in blocks}))
+        values = np.empty(len(genes), dtype=np.float32)
+        last = len(genes)
+        while blocks:
+            block = blocks.pop()
+            first = last - len(block.data)
             values[first:last] = np.log1p(block.data * np.repeat(target_sum / block.totals, np.diff(block.indptr)))
-            first = last
-        genes = np.concatenate([b.indices for b in blocks])
-        return cls(indptr, genes, values, np.concatenate([b.rows for b in blocks]), n_genes)
+            genes[first:last] = block.indices
+            last = first
+            del block
+            if len(blocks) % _TRIMMED == 0:
+                trim()
+        return cls(indptr, genes, values, rows, n_genes)
 
     @property
     def n_cells(self) -> int:

@@ -75,7 +75,7 @@ def draw_labelled(
     if n_unlabelled:
         rows = np.sort(np.concatenate([rows, rng.choice(unlabelled, n_unlabelled, replace=False)]))
     names, ids, columns = shared_genes(atlas)
-    return Sample(read_cells(atlas, rows, columns), names, ids), whole
+    return Sample(tuple(read_cells(atlas, rows, columns)), names, ids), whole
 
 
 def gene_columns(atlas: Atlas, names: NDArray[np.object_]) -> list[NDArray[np.integer]]:
@@ -86,7 +86,7 @@ def gene_columns(atlas: Atlas, names: NDArray[np.object_]) -> list[NDArray[np.in
     return [np.asarray([position.get(str(n), absent) for n in s.gene_names], dtype=dtype) for s in atlas.stores]
 
 
-def read_cells(atlas: Atlas, rows: NDArray[np.int64], columns: list[NDArray[np.integer]]) -> tuple[SampleBlock, ...]:
+def read_cells(atlas: Atlas, rows: NDArray[np.int64], columns: list[NDArray[np.integer]]) -> list[SampleBlock]:
     """Some cells, in one pass over the chunks that hold any of them; empty cells are left out.
 
     Parameters
@@ -116,4 +116,4 @@ def read_cells(atlas: Atlas, rows: NDArray[np.int64], columns: list[NDArray[np.i
         raise InputError(
             f"{', '.join(atlas.paths)}: every cell to learn from has zero counts; expected a matrix with counts."
         )
-    return tuple(blocks)
+    return blocks

@@ -107,8 +107,9 @@ def fit_anchors(
         raise SettingsError(f"{len(genes)} gene(s) vary among the labelled cells; expected at least 2.")
     sample.keep_genes(genes)
     gene_names, gene_ids = sample.gene_names, sample.gene_ids
-    held = Cells.from_blocks(sample.blocks, len(genes), settings.target_sum)
+    blocks = list(sample.blocks)
     del sample
+    held = Cells.from_blocks(blocks, len(genes), settings.target_sum)
     trim()
     mean, scale = held.moments()
     cells = LabelledCells(
