@@ -30,7 +30,7 @@ from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.write import AtlasWriter
 from hashstream.errors import SettingsError
 
-BLOCK_ROWS = 4096
+BLOCK_ROWS, MOST_BLOCK_NNZ = 4096, 1 << 22  # of a block; one of fewer rows where cells express many genes
 PROGRAMS_PER_NODE = 3
 TOP_GENES = 0.001  # share of genes that programs lift no other above: transcripts stay about 1.6 times the genes seen
 POPULARITY = 1.15  # exponent: the commonest of 30,000 genes has 3% of the transcripts
@@ -177,16 +177,17 @@ def _categorical(codes: NDArray[Any], names: list[str]) -> pd.Categorical:
 
 def _blocks(world: World, threads: int) -> Iterator[tuple[CsrChunk, NDArray[Any], int]]:
     """Blocks of rows in order, sampled by `threads` threads a few blocks ahead."""
+    block_rows = min(BLOCK_ROWS, max(MOST_BLOCK_NNZ // world.settings.nnz_per_cell, 1))
     pending: deque[Future[tuple[CsrChunk, NDArray[Any], int]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="simulate") as pool:
         try:
             for batch in range(world.settings.n_batches):
                 first, stop = world.rows_of(batch)
                 tables: BatchTables | None = None
-                for start in range(first, stop, BLOCK_ROWS):
+                for start in range(first, stop, block_rows):
                     if tables is None:
                         tables = world.tables(batch, pool)
-                    pending.append(pool.submit(tables.sample, start, min(stop, start + BLOCK_ROWS)))
+                    pending.append(pool.submit(tables.sample, start, min(stop, start + block_rows)))
                     if len(pending) > threads + 1:
                         yield pending.popleft().result()
             while pending:

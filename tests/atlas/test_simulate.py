@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 from hashstream.atlas._sampler import build_table, draw_cells, draw_counts, rooms
-from hashstream.atlas.simulate import Simulation, simulate, type_fractions
+from hashstream.atlas.simulate import Simulation, World, _blocks, simulate, type_fractions
 from hashstream.errors import SettingsError, TargetExistsError
 
 
@@ -212,3 +212,10 @@ def test_progress_and_overwrite(tmp_path: Path) -> None:
 def test_numbers_that_contradict(change: dict[str, float], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         Simulation(**{"n_cells": 100, "n_genes": 100, "n_types": 3, "nnz_per_cell": 50, **change})  # type: ignore[arg-type]
+
+
+def test_blocks_of_cells_that_express_many_genes_have_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hashstream.atlas.simulate.MOST_BLOCK_NNZ", 10_000)
+    world = World(Simulation(n_cells=1050, n_genes=2000, n_types=3, nnz_per_cell=100))
+    rows = [chunk.n_rows for chunk, _, _ in _blocks(world, 1)]
+    assert rows == [100] * 10 + [50]
