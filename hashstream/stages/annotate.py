@@ -92,9 +92,10 @@ def annotate(
     elif parents_key is not None:
         above, above_names = run_column(reference, parents_key, atlas=reference_atlas)
         parents = parents_from_counts(_pairs(codes, above, len(names), len(above_names)), names, above_names)
+    tokens = run.tokens(halves=False)
     vote = vote_labels(
-        run.tokens(),
-        reference.tokens(),
+        tokens,
+        reference.tokens(halves=False),
         counts,
         n_neighbours=n_neighbours,
         unknown_threshold=unknown_threshold,
@@ -118,7 +119,7 @@ def annotate(
         all_names, found, confidence, levels = [*raised.names], raised.labels, raised.confidence, raised.levels
     index = np.where(found < 0, len(all_names), found)
     all_names.append(UNKNOWN)
-    cells = np.bincount(index, weights=run.tokens().counts, minlength=len(all_names)).astype(np.int64)
+    cells = np.bincount(index, weights=tokens.counts, minlength=len(all_names)).astype(np.int64)
     record |= {
         "assigned_by": "bucket",
         "cells": {name: int(n) for name, n in zip(all_names, cells, strict=True) if n},

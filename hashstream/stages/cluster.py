@@ -115,7 +115,7 @@ def cluster(
         return _cluster_landmarks(run, method, resolution=resolution, n_clusters=n_clusters, seed=seed, begin=begin)
     names: list[str] | None = None
     if batch_key is None:
-        tokens = run.tokens()
+        tokens = run.tokens(halves=method == "transformer")
     else:
         from hashstream.stages.batches import batch_tokens, token_of_cell  # with all that reads an atlas
 

@@ -124,7 +124,7 @@ def _write_results(root: Any, run: Run, names: dict[str, str], order: list[str])
 
 def _embedding_blocks(run: Run) -> Any:
     """Blocks of rows of obsm["X_hash"]: (n, n_dims) float32."""
-    means = run.tokens().means
+    means = run.tokens(halves=False).means
     for buckets in run.cell_buckets():
         for start in range(0, len(buckets), _BLOCK_ROWS):
             yield means[buckets[start : start + _BLOCK_ROWS]]

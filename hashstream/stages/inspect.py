@@ -43,7 +43,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 def _inspect_run(run: Run) -> dict[str, Any]:
     meta = run.meta
-    counts = run.tokens().counts
+    counts = run.tokens(halves=False).counts
     return {
         "kind": "run",
         "cells": run.n_cells,

@@ -188,7 +188,7 @@ class _Job:
             yield from self._of_cells_by_code()
 
     def _of_buckets(self) -> Iterator[tuple[int, NearestCells]]:
-        tokens, bits = self.run.tokens(), self.run.bucket_bits
+        tokens, bits = self.run.tokens(halves=False), self.run.bucket_bits
         cells = self.cells.prefix(bits)
         hasher = self.run.hasher()
         for start in range(0, tokens.n_tokens, self.block):

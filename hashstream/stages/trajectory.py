@@ -194,7 +194,8 @@ def _buckets_among(
     if len(points) == run.n_cells:
         return np.zeros(0, np.int32), np.zeros((0, NEAREST), np.int64)  # every cell is a landmark
     buckets = np.concatenate(list(run.cell_buckets()))
-    return buckets, nearest_points(run.tokens().means[:, :N_DIMS], points, NEAREST, n_threads=n_threads)
+    means = run.tokens(halves=False).means[:, :N_DIMS]
+    return buckets, nearest_points(means, points, NEAREST, n_threads=n_threads)
 
 
 def _mean_reached(times: NDArray[np.float32]) -> NDArray[np.float32]:

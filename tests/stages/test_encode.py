@@ -145,7 +145,13 @@ def test_the_columns_of_buckets_fit_each_other(small_h5ad: Path, tmp_path: Path)
     assert (matrix["half_count"] <= matrix["count"]).all()
     empty = matrix["half_count"] == 0
     assert not matrix["half_sum"][empty].any()
-    tokens = run.tokens()
+    tokens, few = run.tokens(), run.tokens(halves=False)
+    for name in ("codes", "counts", "means"):
+        assert np.array_equal(getattr(few, name), getattr(tokens, name))
+        assert getattr(few, name).dtype == getattr(tokens, name).dtype
+    assert few.bucket_bits == tokens.bucket_bits
+    assert few.half_counts is None
+    assert few.half_means is None
     counts = np.stack([tokens.half_counts, tokens.counts - tokens.half_counts], axis=1)
     weighted = (tokens.half_means * counts[:, :, None]).sum(axis=1) / tokens.counts[:, None]
     np.testing.assert_allclose(weighted, tokens.means, atol=1e-5)
