@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import anndata
-import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,8 +15,7 @@ from click.testing import CliRunner
 from hashstream.annotate.explain import attributions
 from hashstream.atlas import CsrChunk, open_atlas
 from hashstream.atlas.matrix import Buffers, CsrRows
-from hashstream.cli import annotate_commands
-from hashstream.cli.context import Session
+from hashstream.cli import cli
 from hashstream.downstream.plots import plot_genes
 from hashstream.errors import InputError, SettingsError, TargetExistsError
 from hashstream.hashing import Hasher
@@ -239,13 +237,10 @@ def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_command(encoded: Path, tmp_path: Path) -> None:
-    group = click.Group(commands={c.name: c for c in annotate_commands.ALL if c.name})
-    defaults = {"explain": {"method": "integrated", "score": "tanh", "cells": 1000}}
-    arguments = ["explain", encoded / "run", "--hasher", encoded / "run" / "hasher", "--label", "type 3"]
-    arguments += ["-o", tmp_path / "genes.csv", "--plot", tmp_path / "genes.png", "--method", "gradient"]
-    result = CliRunner().invoke(
-        group, list(map(str, arguments)), obj=Session(json=True, quiet=True), default_map=defaults
-    )
+    arguments = ["--quiet", "--json", "explain", encoded / "run", "--hasher", encoded / "run" / "hasher"]
+    arguments += ["--label", "type 3", "--method", "gradient"]
+    arguments += ["-o", tmp_path / "genes.csv", "--plot", tmp_path / "genes.png"]
+    result = CliRunner().invoke(cli, list(map(str, arguments)))
     shown = json.loads(result.stdout)
     assert (shown["label"], shown["method"], shown["explained"]) == ("type 3", "gradient", "type")
     assert {p.name for p in tmp_path.iterdir()} == {"genes.csv", "genes.png"}
