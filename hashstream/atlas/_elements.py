@@ -6,6 +6,7 @@ it, and dask with it, would be much of the start-up of a stage that needs nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,17 @@ def _read_plain(node: Any) -> Any:
             frame.index.name = index_key
         return frame
     return None
+
+
+def text_blocks(node: Any, block: int) -> Iterator[NDArray[np.object_]]:
+    """Names as strings, some at a time; those that are no plain array of strings are read as a whole."""
+    plain = _kind(node) == ("string-array", "0.2.0") and len(node.shape) == 1
+    source = (node.asstr() if hasattr(node, "asstr") else node) if plain else np.asarray(read_element(node))
+    chunks = getattr(node, "chunks", None)
+    if plain and chunks:  # none is decoded twice
+        block = -(-block // chunks[0]) * chunks[0]
+    for start in range(0, node.shape[0] if plain else len(source), block):
+        yield np.array([str(name) for name in source[start : start + block]], dtype=object)
 
 
 def read_plain_text(node: Any) -> NDArray[np.object_] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from hashstream.atlas._shards import codecs
@@ -56,24 +57,38 @@ def write_table(root: zarr.Group, name: str, table: Mapping[str, Any] | pd.DataF
         attributes={**encoding("dataframe", "0.2.0"), "_index": index_key, "column-order": list(columns)},
     )
     block = min(n_rows, NAME_BLOCK_ROWS) or 1
-    index = group.create_array(
-        index_key,
+    some = (
+        (np.arange(start, min(n_rows, start + block)) if names is None else names[start : start + block])
+        for start in range(0, n_rows, block)
+    )
+    write_names(group, index_key, n_rows, (np.array([str(one) for one in part], dtype=object) for part in some))
+    for key, values in columns.items():
+        anndata.io.write_elem(group, key, plain_values(values), dataset_kwargs={"compressors": TABLE_CODEC})
+
+
+def write_names(group: zarr.Group, name: str, n_rows: int, blocks: Iterable[NDArray[np.object_]]) -> None:
+    """Strings as AnnData lays them out, (n_rows,) in blocks one after the other."""
+    array = group.create_array(
+        name,
         shape=(n_rows,),
         dtype=str,
-        chunks=(block,),
+        chunks=(min(n_rows, NAME_BLOCK_ROWS) or 1,),
         compressors=TABLE_CODEC,
         attributes=encoding("string-array", "0.2.0"),
     )
-    for start in range(0, n_rows, block):
-        stop = min(n_rows, start + block)
-        some = np.arange(start, stop) if names is None else names[start:stop]
-        index[start:stop] = np.array([str(one) for one in some], dtype=object)
-    for key, values in columns.items():
-        if isinstance(values, pd.Series):
-            values = values.array if isinstance(values.array, pd.api.extensions.ExtensionArray) else values.to_numpy()
-            if isinstance(values, pd.arrays.NumpyExtensionArray):
-                values = values.to_numpy()
-        anndata.io.write_elem(group, key, values, dataset_kwargs={"compressors": TABLE_CODEC})
+    start = 0
+    for block in blocks:
+        array[start : start + len(block)] = block
+        start += len(block)
+
+
+def plain_values(values: Any) -> Any:
+    """The values of a column as AnnData writes them: an array of NumPy or, of other kinds, of pandas."""
+    if isinstance(values, pd.Series):
+        values = values.array if isinstance(values.array, pd.api.extensions.ExtensionArray) else values.to_numpy()
+        if isinstance(values, pd.arrays.NumpyExtensionArray):
+            values = values.to_numpy()
+    return values
 
 
 def concatenated(blocks: list[pd.DataFrame]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.atlas._elements import read_element
+from hashstream.atlas._elements import read_element, text_blocks
 from hashstream.atlas.counts import choose_counts
 from hashstream.atlas.genes import VAR_NAMES, gene_columns, read_gene_columns
 from hashstream.atlas.layout import check_lengths
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hashstream.atlas.remote import Transfers
 
 MOST_GENES = 1 << 24
+_NAMES_AT_ONCE = 1 << 17
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -132,9 +133,24 @@ class Store:
         return values
 
     def obs_names(self) -> NDArray[np.object_]:
-        obs = self._node("obs")
-        index = dict(obs.attrs).get("_index", "_index")
-        return np.asarray(self._read_element(f"obs/{index}", self.n_cells), dtype=object)
+        return np.concatenate([np.empty(0, object), *self.iter_obs_names()])
+
+    def iter_obs_names(self) -> Iterator[NDArray[np.object_]]:
+        """Names of the cells as strings, in blocks: all of them can take more memory than anything else.
+
+        Raises
+        ------
+        InputError
+            If they cannot be read, or there are more or fewer than cells.
+        """
+        name = f"obs/{dict(self._node('obs').attrs).get('_index', '_index')}"
+        blocks: Iterator[NDArray[np.object_]] = self._read(name, self.n_cells, lambda n: text_blocks(n, _NAMES_AT_ONCE))
+        n_read = 0
+        while (block := self._read(name, self.n_cells, lambda _: next(blocks, None))) is not None:
+            n_read += len(block)
+            yield block
+        if n_read != self.n_cells:
+            raise InputError(f"{self.path}: {name} has {n_read} rows, expected {self.n_cells}.")
 
     def fingerprint(self) -> str:
         """SHA-256 over shape, dtype, gene names and a few blocks of rows: enough to notice a changed input."""

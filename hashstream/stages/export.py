@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, open_atlas, plan_ranges, stream_chunks
 from hashstream.atlas._checks import check_column_names
+from hashstream.atlas._frames import encoding, plain_values, write_names
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.exchange import publish_at_once
@@ -148,11 +150,10 @@ def _write_new(run: Run, source: Atlas, partial: Path, suffix: str, *, counts: b
     root = _create(partial, suffix)
     try:
         with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
-            skeleton = anndata.AnnData(obs=_source_obs(source), var=var)
+            skeleton = anndata.AnnData(var=var)
             skeleton.uns["hashstream"] = {"run": str(run.path), "hasher": run.meta["hasher"]["fingerprint"]}
-            order = [str(name) for name in skeleton.obs.columns]
             write_elem(root, "/", skeleton)
-            del skeleton
+            order = _write_source_obs(root, source)
             names = _result_names(run, set(order))
             _write_results(root, run, names, order)
         _write_obsm(root, run)
@@ -176,15 +177,32 @@ def _create(path: Path, suffix: str) -> Any:
     return zarr.open_group(path, mode="w", zarr_format=3)
 
 
-def _source_obs(source: Atlas) -> pd.DataFrame:
+def _write_source_obs(root: Any, source: Atlas) -> list[str]:
+    """obs with the columns that all stores have, one after the other, and the names in blocks; gives the columns."""
+    from anndata.io import write_elem
+
     columns = [set(store.obs_columns()) for store in source.stores]
     shared = [name for name in source.stores[0].obs_columns() if all(name in c for c in columns)]
-    names = np.concatenate([store.obs_names() for store in source.stores])
-    data = {name: source.obs_column(name) for name in shared}
-    return pd.DataFrame(
-        {k: v.to_numpy() if not isinstance(v.dtype, pd.CategoricalDtype) else v.array for k, v in data.items()},
-        index=pd.Index(names).astype(str),  # not NumPy's astype, which would hold every name twice
-    )
+    del root["obs"]
+    obs = root.create_group("obs")
+    obs.attrs.update({**encoding("dataframe", "0.2.0"), "_index": "_index", "column-order": shared})
+    names = chain.from_iterable(store.iter_obs_names() for store in source.stores)
+    if _is_hdf5(root):
+        import h5py
+
+        index = obs.create_dataset("_index", shape=(source.n_cells,), dtype=h5py.string_dtype())
+        index.attrs.update(encoding("string-array", "0.2.0"))
+        start = 0
+        for block in names:
+            index[start : start + len(block)] = block
+            start += len(block)
+    else:
+        write_names(obs, "_index", source.n_cells, names)
+    for name in shared:
+        column = source.obs_column(name)
+        values = column.array if isinstance(column.dtype, pd.CategoricalDtype) else column.to_numpy()
+        write_elem(obs, name, plain_values(pd.Series(values)))
+    return shared
 
 
 def _is_hdf5(root: Any) -> bool:

@@ -76,6 +76,22 @@ def test_streams_what_anndata_reads(
         assert list(store.obs_names()) == list(part.obs_names)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_names_of_cells_come_in_blocks(
+    small_adata: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hashstream.atlas.open._NAMES_AT_ONCE", 64)
+    part = small_adata[:200].copy()
+    part.obs.index.name = "barcode"
+    part.write_h5ad(tmp_path / "plain.h5ad")
+    assert [len(b) for b in open_atlas(tmp_path / "plain.h5ad").stores[0].iter_obs_names()] == [64, 64, 64, 8]
+    part.write_zarr(tmp_path / "plain.zarr")  # has one chunk, which is decoded once
+    assert [len(b) for b in open_atlas(tmp_path / "plain.zarr").stores[0].iter_obs_names()] == [200]
+    for name, path in stores(part, tmp_path).items():
+        blocks = list(open_atlas(path).stores[0].iter_obs_names())
+        assert np.concatenate(blocks).tolist() == list(part.obs_names), name
+
+
 def test_an_error_of_planning_comes_after_the_chunks_before_it_and_stops_the_threads(small_h5ad: Path) -> None:
     atlas = open_atlas(small_h5ad)
 

@@ -134,6 +134,24 @@ def test_export_to_new_files(hashstream: Cli, runs: Path) -> None:
     assert anndata.read_h5ad(runs / "light.h5ad").shape == (500, 0)
 
 
+def test_export_of_several_stores(hashstream: Cli, small_adata: anndata.AnnData, tmp_path: Path) -> None:
+    whole = small_adata.copy()
+    whole.obs["depth"] = np.arange(whole.n_obs) / 7
+    parts = [whole[:250].copy(), whole[250:].copy()]
+    parts[1].obs["own"] = "only here"
+    for name, part in zip("ab", parts, strict=True):
+        part.write_h5ad(tmp_path / f"{name}.h5ad")
+    assert hashstream("encode", tmp_path / "a.h5ad", tmp_path / "b.h5ad", "-o", tmp_path / "run").exit_code == 0
+    for name in ("out.h5ad", "out.zarr"):
+        assert hashstream("export", tmp_path / "run", "--to", tmp_path / name).exit_code == 0
+        out = anndata.read_h5ad(tmp_path / name) if name.endswith("h5ad") else anndata.read_zarr(tmp_path / name)
+        assert list(out.obs_names) == list(whole.obs_names)
+        assert list(out.obs.columns) == ["cell_type", "batch", "depth", "bucket"]
+        for column in ("cell_type", "batch", "depth"):
+            assert out.obs[column].tolist() == whole.obs[column].tolist()
+        assert (out.X != whole.X).nnz == 0
+
+
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_export_into_an_existing_zarr(hashstream: Cli, runs: Path) -> None:
     source = anndata.read_h5ad(runs / "query.h5ad")
