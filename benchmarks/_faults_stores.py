@@ -351,10 +351,11 @@ def _missing_element(store: Store, rng: np.random.Generator) -> bool:
 
 
 def _names_of_another_length(store: Store, rng: np.random.Generator) -> bool:
-    if rng.random() < 0.5:
-        store.genes = store.genes[:-1] if rng.random() < 0.5 else [*store.genes, "more"]
-    else:
-        store.cells = store.cells[:-1] if rng.random() < 0.5 else [*store.cells, "more"]
+    which = "genes" if rng.random() < 0.5 else "cells"
+    names = getattr(store, which)
+    if not store.spoil(f"number of {which}"):  # the second time it could be the right one again
+        return False
+    setattr(store, which, names[:-1] if rng.random() < 0.5 else [*names, "more"])
     store.expect("refuse")
     return True
 

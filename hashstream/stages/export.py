@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from hashstream.runtime.files import check_target, remove
 from hashstream.runtime.folder_lock import FolderLock
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.run import Run
+from hashstream.runtime.steady_file import SteadyFile
 
 OBSM_KEY = "X_hash"
 _PREFIX = "hashstream_"
@@ -102,13 +103,19 @@ def _aside(target: Path) -> Iterator[Path]:
         lock.release()
 
 
+def _no_error() -> None:
+    """For stores that raise errors themselves."""
+
+
 def _result_names(run: Run, taken: set[str]) -> dict[str, str]:
     """The columns of cells.parquet but the row number, and for each a name that is free."""
     names = [name for name in run.cell_columns() if name != "row"]
     return {name: _PREFIX + name if name in taken else name for name in names}
 
 
-def _write_results(root: Any, run: Run, names: dict[str, str], order: list[str]) -> None:
+def _write_results(
+    root: Any, run: Run, names: dict[str, str], order: list[str], check: Callable[[], None] = _no_error
+) -> None:
     """Add columns to obs, which has those of `order`; one at a time, as each takes memory for all cells."""
     from anndata.io import write_elem
 
@@ -120,6 +127,7 @@ def _write_results(root: Any, run: Run, names: dict[str, str], order: list[str])
             write_elem(obs, free_name, joined.array)
         else:
             write_elem(obs, free_name, np.concatenate([part.to_numpy() for part in parts]))
+        check()
     added = list(names.values())
     obs.attrs["column-order"] = [*[name for name in order if name not in added], *added]
 
@@ -147,37 +155,42 @@ def _write_new(run: Run, source: Atlas, partial: Path, suffix: str, *, counts: b
         for store in source.stores:
             check_column_names(f"{store.path}: obs", store.obs_columns())
         check_column_names(f"{source.stores[0].path}: var", var.columns)
-    root = _create(partial, suffix)
-    try:
+    with _new_store(partial, suffix) as (root, check):
         with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
             skeleton = anndata.AnnData(var=var)
             skeleton.uns["hashstream"] = {"run": str(run.path), "hasher": run.meta["hasher"]["fingerprint"]}
             write_elem(root, "/", skeleton)
-            order = _write_source_obs(root, source)
+            order = _write_source_obs(root, source, check)
             names = _result_names(run, set(order))
-            _write_results(root, run, names, order)
-        _write_obsm(root, run)
+            _write_results(root, run, names, order, check)
+        _write_obsm(root, run, check)
         if counts:
-            _copy_counts(root, source)
-    finally:
-        if suffix == ".h5ad":
-            root.close()
+            _copy_counts(root, source, check)
     return list(names.values())
 
 
-def _create(path: Path, suffix: str) -> Any:
-    """An empty HDF5 file or zarr group."""
-    if suffix == ".h5ad":
-        import h5py
+@contextmanager
+def _new_store(path: Path, suffix: str) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """An empty HDF5 file or zarr group, and what raises the error of an earlier write that HDF5 was not told of."""
+    if suffix == ".zarr":
+        import zarr
 
-        return h5py.File(path, "w")
-    import zarr
+        use_fastest_pipeline()
+        yield zarr.open_group(path, mode="w", zarr_format=3), _no_error
+        return
+    import h5py
 
-    use_fastest_pipeline()
-    return zarr.open_group(path, mode="w", zarr_format=3)
+    with SteadyFile(path) as file:
+        try:
+            with h5py.File(file, "w") as root:
+                yield root, file.raise_error
+        except Exception:
+            file.raise_error()  # what followed from it says less
+            raise
+        file.raise_error()
 
 
-def _write_source_obs(root: Any, source: Atlas) -> list[str]:
+def _write_source_obs(root: Any, source: Atlas, check: Callable[[], None]) -> list[str]:
     """obs with the columns that all stores have, one after the other, and the names in blocks; gives the columns."""
     from anndata.io import write_elem
 
@@ -196,12 +209,14 @@ def _write_source_obs(root: Any, source: Atlas) -> list[str]:
         for block in names:
             index[start : start + len(block)] = block
             start += len(block)
+            check()
     else:
         write_names(obs, "_index", source.n_cells, names)
     for name in shared:
         column = source.obs_column(name)
         values = column.array if isinstance(column.dtype, pd.CategoricalDtype) else column.to_numpy()
         write_elem(obs, name, plain_values(pd.Series(values)))
+        check()
     return shared
 
 
@@ -209,7 +224,7 @@ def _is_hdf5(root: Any) -> bool:
     return type(root).__module__.startswith("h5py")
 
 
-def _write_obsm(root: Any, run: Run) -> None:
+def _write_obsm(root: Any, run: Run, check: Callable[[], None] = _no_error) -> None:
     """obsm["X_hash"], a block of rows at a time."""
     obsm = root.require_group("obsm")
     shape = (run.n_cells, int(run.meta["n_dims"]))
@@ -226,9 +241,10 @@ def _write_obsm(root: Any, run: Run) -> None:
     for block in _embedding_blocks(run):
         array[start : start + len(block)] = block
         start += len(block)
+        check()
 
 
-def _copy_counts(root: Any, source: Atlas) -> None:
+def _copy_counts(root: Any, source: Atlas, check: Callable[[], None]) -> None:
     """X as CSR, streamed from the source into growing arrays."""
     if "X" in root:
         del root["X"]
@@ -251,6 +267,7 @@ def _copy_counts(root: Any, source: Atlas) -> None:
         _append(arrays["indices"], chunk.indices.astype(np.int32, copy=False))
         _append(arrays["indptr"], chunk.indptr[1:] + stored)
         stored += chunk.nnz
+        check()
 
 
 def _growing(group: Any, name: str, dtype: np.dtype[Any]) -> Any:
