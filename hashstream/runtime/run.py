@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -256,7 +256,8 @@ class Run:
         stage, record
             Name of the stage, and what it wants to say about itself (JSON values).
         without
-            Columns of an earlier call of the stage that do not hold any more, and are left out.
+            Columns of an earlier call of the stage that do not hold any more, and are left out. What other stages made
+            of columns that change is left out by itself: majority labels, and pseudotime from groups of the run.
 
         Raises
         ------
@@ -267,9 +268,10 @@ class Run:
         """
         with hold_run(self.path, self.meta) as meta:
             aside = partial_path(self.path / CELLS)
+            stale = _stale_stages(meta, stage, {*names, *without})
             try:
-                self._write_cell_columns(aside, names, values_of, without)
-                meta = _noted(meta, stage, record)
+                self._write_cell_columns(aside, names, values_of, [*without, *stale.values()])
+                meta = _noted(meta, stage, record, without=stale)
                 replace_cells(self.path, aside, meta)
             finally:
                 aside.unlink(missing_ok=True)
@@ -324,9 +326,28 @@ class Run:
             ) from error
 
 
-def _noted(meta: Mapping[str, Any], stage: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run with what a stage says about itself."""
-    return {**meta, "stages": {**meta.get("stages", {}), stage: dict(record)}}
+def _noted(
+    meta: Mapping[str, Any], stage: str, record: Mapping[str, Any], *, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """The record of a run with what a stage says about itself, and without some other stages."""
+    kept = {name: one for name, one in meta.get("stages", {}).items() if name not in without}
+    return {**meta, "stages": {**kept, stage: dict(record)}}
+
+
+def _stale_stages(meta: Mapping[str, Any], stage: str, changed: Collection[str]) -> dict[str, str]:
+    """Other stages whose result was made of columns that change, and the column that each made."""
+    stages = meta.get("stages", {})
+    trajectory = stages.get("trajectory")
+    groups = trajectory.get("by") if isinstance(trajectory, dict) else None
+    made_of = {
+        "majority": (schema.LABEL_MAJORITY.name, {schema.CLUSTER.name, "label", schema.LABEL_MAJORITY.name}),
+        "trajectory": (schema.PSEUDOTIME.name, {groups}),
+    }
+    return {
+        name: column
+        for name, (column, parts) in made_of.items()
+        if name in stages and name != stage and not parts.isdisjoint(changed)
+    }
 
 
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}

@@ -19,15 +19,12 @@ from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
-from hashstream.runtime.schema import LABEL_MAJORITY
 from hashstream.stages.cluster_cells import CellClusters
 
 ASSIGNMENTS = ("auto", "bucket", "cell")
 #: Buckets in the record of those that hold many cells and are torn between two clusters.
 MIXED_LISTED = 10
 _COLUMNS = ["cluster", "cluster_confidence"]
-#: Columns that belong to other clusters, once there are new ones.
-_STALE = [LABEL_MAJORITY.name]
 
 
 def parse_n_clusters(text: str | int) -> int | None:
@@ -159,16 +156,15 @@ def cluster(
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    stale = _STALE
     if cells is not None:
-        run.set_cell_columns(_COLUMNS, cells.columns, stage="cluster", record=record, without=stale)
+        run.set_cell_columns(_COLUMNS, cells.columns, stage="cluster", record=record)
         return record
     values = {
         "cluster": category_array([str(i) for i in range(found.n_clusters)], labels),
         "cluster_confidence": number_array(found.confidence),
     }
     if batch_key is None:
-        run.set_bucket_columns(values, stage="cluster", record=record, without=stale)
+        run.set_bucket_columns(values, stage="cluster", record=record)
         return record
     token_rows = token_of_cell(run, tokens, batch_of_cell)
 
@@ -176,7 +172,7 @@ def cluster(
         rows = number_array(token_rows(cells))
         return {name: column.take(rows) for name, column in values.items()}
 
-    run.set_cell_columns(list(values), look_up, stage="cluster", record=record, without=stale)
+    run.set_cell_columns(list(values), look_up, stage="cluster", record=record)
     return record
 
 
@@ -222,7 +218,7 @@ def _cluster_landmarks(
         }
 
     columns = one_cluster if cells is None else cells.columns
-    run.set_cell_columns(_COLUMNS, columns, stage="cluster", record=record, without=_STALE)
+    run.set_cell_columns(_COLUMNS, columns, stage="cluster", record=record)
     return record
 
 

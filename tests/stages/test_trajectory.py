@@ -151,6 +151,23 @@ def test_clusters_are_the_groups_where_none_are_named(small: Path, tmp_path: Pat
     assert seen == set("01234")
 
 
+def test_pseudotime_goes_with_the_groups_that_it_was_made_from(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "run")
+    cluster(tmp_path / "run", n_clusters=4)
+    annotate(tmp_path / "run", reference=small, labels="branch")
+    for by in ("branch", "label", "cluster"):
+        trajectory(tmp_path / "run", root="0" if by == "cluster" else "stem", by=by)
+        cluster(tmp_path / "run", n_clusters=3)
+        run = Run.open(tmp_path / "run")
+        assert ("pseudotime" in run.cell_columns()) == (by != "cluster")
+        assert ("trajectory" in run.meta["stages"]) == (by != "cluster")
+    trajectory(tmp_path / "run", root="stem", by="label")
+    annotate(tmp_path / "run", reference=small, labels="branch")
+    run = Run.open(tmp_path / "run")
+    assert "pseudotime" not in run.cell_columns()
+    assert set(run.meta["stages"]) == {"cluster", "annotate"}
+
+
 def test_unknown_is_no_group(small: Path, tmp_path: Path) -> None:
     shutil.copytree(small, tmp_path / "run")
     annotate(tmp_path / "run", reference=small, labels="branch", unknown_threshold=0.9)
