@@ -339,7 +339,7 @@ def _stale_stages(meta: Mapping[str, Any], stage: str, changed: Collection[str])
     stages = meta.get("stages", {})
     trajectory = stages.get("trajectory")
     groups = trajectory.get("by") if isinstance(trajectory, dict) else None
-    made_of = {
+    made_of: dict[str, tuple[str, set[Any]]] = {
         "majority": (schema.LABEL_MAJORITY.name, {schema.CLUSTER.name, "label", schema.LABEL_MAJORITY.name}),
         "trajectory": (schema.PSEUDOTIME.name, {groups}),
     }
