@@ -339,9 +339,9 @@ def _stale_stages(meta: Mapping[str, Any], stage: str, changed: Collection[str])
     stages = meta.get("stages", {})
     trajectory = stages.get("trajectory")
     groups = trajectory.get("by") if isinstance(trajectory, dict) else None
-    made_of: dict[str, tuple[str, set[Any]]] = {
+    made_of: dict[str, tuple[str, set[str]]] = {
         "majority": (schema.LABEL_MAJORITY.name, {schema.CLUSTER.name, "label", schema.LABEL_MAJORITY.name}),
-        "trajectory": (schema.PSEUDOTIME.name, {groups}),
+        "trajectory": (schema.PSEUDOTIME.name, {groups} if isinstance(groups, str) else set()),
     }
     return {
         name: column

@@ -149,14 +149,15 @@ def trajectory(
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    if target is not None:
-        _write_connections(target, ordered, connectivity, tree)
 
     def column(cells: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         return {PSEUDOTIME.name: number_array(times[cells])}
 
     run.set_cell_columns([PSEUDOTIME.name], column, stage="trajectory", record=record)
-    return record | ({} if target is None else {"path": str(target)})
+    if target is None:
+        return record
+    _write_connections(target, ordered, connectivity, tree)
+    return record | {"path": str(target)}
 
 
 def _check(run: Run, root: str | None, root_cell: int | None, target: Path | None, *, force: bool) -> None:

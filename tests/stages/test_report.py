@@ -638,10 +638,6 @@ def test_numbers_as_they_are_read() -> None:
 
 
 def test_command(folder: Path, tmp_path: Path, hashstream: Callable[..., Any]) -> None:
-    from hashstream.cli.main import cli
-
-    if "report" not in cli.commands:
-        pytest.skip("the command line has no `report` yet")
     target = tmp_path / "r.html"
     done = hashstream(
         "report", folder / "run", "-o", target, "--points", 100, "--markers", folder / "m.csv", "--truth", "cell_type"
