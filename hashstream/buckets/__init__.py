@@ -1,7 +1,7 @@
 """Buckets and tokens: count, merge, look up."""
 
 from hashstream.buckets.landmarks import N_LANDMARKS, Landmarks, landmark_rows
-from hashstream.buckets.table import DEFAULT_MAX_BUCKETS, BucketIndex, BucketTable
+from hashstream.buckets.table import DEFAULT_MAX_BUCKETS, BucketIndex, BucketTable, table_bytes
 from hashstream.buckets.tokens import Tokens
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "Landmarks",
     "Tokens",
     "landmark_rows",
+    "table_bytes",
 ]

@@ -26,6 +26,14 @@ DEFAULT_MAX_BUCKETS = 1 << 16
 #: A table is let grow by this much beyond `max_buckets` before its prefix is shortened to fit: shortening by a bit
 #: often merges only a few buckets, and would come again at once.
 _HEADROOM = 1.25
+#: Columns of 8 bytes that are moved at a time when a table is sorted.
+_SORTED_COLUMNS = 32
+
+
+def table_bytes(max_buckets: int, n_words: int, n_dims: int) -> int:
+    """What a table with halves takes in memory, and the tokens without halves that are made of it."""
+    key = 8 * n_words + 16
+    return int(_HEADROOM * max_buckets * (key + 16 * n_dims + 16)) + max_buckets * (key + 4 * n_dims)
 
 
 class BucketTable:
@@ -165,24 +173,37 @@ class BucketTable:
     def tokens(self, *, half_means: bool = True) -> tuple[Tokens, NDArray[np.int64]]:
         """The buckets as tokens, fitted, and their exact sums (n_tokens, n_halves, n_dims) in units of 2**-20.
 
-        They are sorted by code (and batch), so that the result does not depend on the order of counting. Without
+        They are sorted by code (and batch), so that the result does not depend on the order of counting. The sums are
+        the table's own, as they are as large as all else together: they hold until it is added to. Without
         `half_means` the tokens of a table with halves lack the means of these.
         """
         self.fit()
-        codes = self.keys[:, : self.n_words]
-        batches = self.keys[:, -1].astype(np.int32) if self.with_batches else None
-        order = token_order(codes, batches)
-        sums = self.sums[order]
+        self._sort()
         tokens = Tokens.from_sums(
-            codes=codes[order],
-            counts=self.counts[order],
-            sums=sums,
+            codes=self.keys[:, : self.n_words].copy(),
+            counts=self.counts.copy(),
+            sums=self.sums,
             bucket_bits=self.bucket_bits,
-            half_counts=self.half_counts[order] if self.with_halves else None,
-            batches=None if batches is None else batches[order],
+            half_counts=self.half_counts.copy() if self.with_halves else None,
+            batches=self.keys[:, -1].astype(np.int32) if self.with_batches else None,
             half_means=half_means,
         )
-        return tokens, sums
+        return tokens, self.sums
+
+    def _sort(self) -> None:
+        """Put the rows in the order of tokens, in place but for a few columns at a time."""
+        batches = self.keys[:, -1].astype(np.int32) if self.with_batches else None
+        order = token_order(self.keys[:, : self.n_words], batches)
+        rank = np.empty(len(order) + 1, dtype=np.int32)
+        rank[order], rank[-1] = np.arange(len(order), dtype=np.int32), -1  # slot -1 holds no row
+        slots = self._arrays.slots
+        slots[:] = rank[slots]
+        for rows in (self.keys, self.counts, self.half_counts, self.sums):
+            if rows.size:
+                columns = rows.reshape(len(rows), -1)
+                for start in range(0, columns.shape[1], _SORTED_COLUMNS):
+                    some = columns[:, start : start + _SORTED_COLUMNS]
+                    some[:] = some[order]
 
     def _kind(self) -> tuple[int, int, int, bool, bool]:
         return self.n_bits, self.n_dims, self.max_buckets, self.with_halves, self.with_batches

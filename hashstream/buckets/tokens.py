@@ -78,11 +78,9 @@ class Tokens:
         halves = np.empty((n_tokens, 2, n_dims), dtype=np.float32) if half_means and half_counts is not None else None
         for start in range(0, n_tokens, _BLOCK_TOKENS):
             part = slice(start, start + _BLOCK_TOKENS)
-            means[part] = sums[part].sum(axis=1) / (counts[part, None] * float(FIXED_POINT_SCALE))
+            means[part] = means_of(sums[part], counts[part])
             if half_counts is not None and halves is not None:
-                by_half = np.stack([half_counts[part], counts[part] - half_counts[part]], axis=1)
-                divisor = np.maximum(by_half, 1)[:, :, None] * float(FIXED_POINT_SCALE)
-                halves[part] = np.where(by_half[:, :, None] > 0, sums[part] / divisor, means[part, None])
+                halves[part] = half_means_of(sums[part], counts[part], half_counts[part], means[part])
         return cls(codes, counts, means, bucket_bits, half_counts, halves, batches)
 
     def shorten(self, bucket_bits: int) -> tuple[Tokens, NDArray[np.int64]]:
@@ -146,6 +144,21 @@ class Tokens:
         if self.batches is not None:
             masked = np.column_stack([masked, self.batches.astype(np.uint64)])
         return len(np.unique(masked, axis=0))
+
+
+def means_of(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n, n_dims) float64 mean embedding of each bucket from sums (n, n_halves, n_dims); see `Tokens.from_sums`."""
+    means: NDArray[np.float64] = sums.sum(axis=1) / (counts[:, None] * float(FIXED_POINT_SCALE))
+    return means
+
+
+def half_means_of(
+    sums: NDArray[np.int64], counts: NDArray[np.int64], half_counts: NDArray[np.int64], means: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """(n, 2, n_dims) float64 mean embedding of either half of each bucket; where a half has no cells, `means`."""
+    by_half = np.stack([half_counts, counts - half_counts], axis=1)
+    divisor = np.maximum(by_half, 1)[:, :, None] * float(FIXED_POINT_SCALE)
+    return np.where(by_half[:, :, None] > 0, sums / divisor, means[:, None])
 
 
 def token_order(codes: NDArray[np.uint64], batches: NDArray[np.integer] | None) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from hashstream.runtime.database_schema import (
     code_columns,
 )
 from hashstream.runtime.files import write_json
-from hashstream.runtime.run import PARQUET_OPTIONS
+from hashstream.runtime.parquet import PARQUET_OPTIONS
 
 
 class DatabaseWriter:

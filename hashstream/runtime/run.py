@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from hashstream.buckets import N_LANDMARKS, Landmarks, Tokens
 from hashstream.errors import InputError
 from hashstream.runtime import schema
-from hashstream.runtime.arrow import list_array, matrix_of, number_array, numbers_of, without_missing
+from hashstream.runtime.arrow import matrix_of, number_array, numbers_of, without_missing
 from hashstream.runtime.files import partial_path
+from hashstream.runtime.parquet import PARQUET_OPTIONS, read_tokens
 from hashstream.runtime.record import CELLS, META, read_record, replace_cells, write_record
 from hashstream.runtime.run_lock import hold_run
 
@@ -30,7 +31,6 @@ LANDMARKS = "landmarks.parquet"
 HASHER = "hasher"
 CODE_CHUNK_ROWS = 1 << 16
 BATCH_ROWS = 1 << 18
-TOKEN_ROWS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,10 @@ class Run:
     def tokens(self, *, halves: bool = True) -> Tokens:
         """The run's bucket tokens; without what is known of their halves, they take a tenth of the memory to read."""
         if halves:
-            return read_tokens(self._read(BUCKETS, list(TOKEN_COLUMNS)), bucket_bits=self.bucket_bits)
+            try:
+                return read_tokens(self._parquet(BUCKETS), bucket_bits=self.bucket_bits)
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(self.path / BUCKETS, error) from error
         table = self._read(BUCKETS, ["code", "count", "embedding_mean"])
         codes = matrix_of(table["code"]).astype(np.uint64, copy=False)
         means = matrix_of(table["embedding_mean"]).astype(np.float32, copy=False)
@@ -192,9 +195,7 @@ class Run:
         try:
             yield from self._parquet(CELLS).iter_batches(batch_size=BATCH_ROWS, columns=columns)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{self.path / CELLS}: cannot be read ({error}). The run is damaged; encode again."
-            ) from error
+            raise _damaged(self.path / CELLS, error) from error
 
     def cell_buckets(self) -> Iterator[NDArray[np.int32]]:
         """The bucket of each cell, in batches."""
@@ -313,17 +314,17 @@ class Run:
         try:
             return pq.ParquetFile(self.path / name, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{self.path / name}: cannot be read ({error}). The run is damaged; encode again."
-            ) from error
+            raise _damaged(self.path / name, error) from error
 
     def _read(self, name: str, columns: list[str]) -> pa.Table:
         try:
             return without_missing(self._parquet(name).read(columns=columns))
         except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{self.path / name}: cannot be read ({error}). The run is damaged; encode again."
-            ) from error
+            raise _damaged(self.path / name, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read ({error}). The run is damaged; encode again.")
 
 
 def _noted(
@@ -350,9 +351,6 @@ def _stale_stages(meta: Mapping[str, Any], stage: str, changed: Collection[str])
     }
 
 
-PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-
-
 def cell_writer(path: Path, columns: tuple[schema.Column, ...]) -> pq.ParquetWriter:
     """A writer of ``cells.parquet``.
 
@@ -363,73 +361,3 @@ def cell_writer(path: Path, columns: tuple[schema.Column, ...]) -> pq.ParquetWri
     names = [field.name for field in arrow if pa.types.is_dictionary(field.type)]
     differences = {schema.ROW.name: "DELTA_BINARY_PACKED"}
     return pq.ParquetWriter(path, arrow, use_dictionary=names, column_encoding=differences, **PARQUET_OPTIONS)
-
-
-TOKEN_COLUMNS = ("code", "count", "embedding_sum", "half_count", "half_sum")
-
-
-def read_tokens(table: pa.Table, *, bucket_bits: int, batches: NDArray[np.int32] | None = None) -> Tokens:
-    """Tokens from the columns `TOKEN_COLUMNS` of ``buckets.parquet`` or of a table of buckets and batches."""
-    whole = matrix_of(table["embedding_sum"]).astype(np.int64, copy=False)
-    sums = np.empty((len(whole), 2, whole.shape[1]), dtype=np.int64)
-    sums[:, 0] = matrix_of(table["half_sum"]).astype(np.int64, copy=False)
-    np.subtract(whole, sums[:, 0], out=sums[:, 1])
-    return Tokens.from_sums(
-        codes=matrix_of(table["code"]).astype(np.uint64, copy=False),
-        counts=numbers_of(table["count"]),
-        sums=sums,
-        bucket_bits=bucket_bits,
-        half_counts=numbers_of(table["half_count"]),
-        batches=batches,
-    )
-
-
-def token_arrays(tokens: Tokens, sums: NDArray[np.int64], part: slice) -> dict[str, pa.Array]:
-    """Some rows of a table of tokens, by column, from tokens with halves and their sums (n_tokens, 2, n_dims)."""
-    types = {c.name: c.type for c in schema.bucket_columns(tokens.codes.shape[1], tokens.means.shape[1])}
-    own = sums[part]
-    return {
-        "bucket": number_array(np.arange(part.start, part.stop, dtype=np.int32)),
-        "code": list_array(tokens.codes[part], types["code"]),
-        "count": number_array(tokens.counts[part]),
-        "embedding_sum": list_array(own.sum(axis=1), types["embedding_sum"]),
-        "embedding_mean": list_array(tokens.means[part], types["embedding_mean"]),
-        "half_count": number_array(_halves(tokens)[part]),
-        "half_sum": list_array(own[:, 0], types["half_sum"]),
-    }
-
-
-def _halves(tokens: Tokens) -> NDArray[np.int64]:
-    if tokens.half_counts is None:
-        raise ValueError("the tokens have no halves")
-    return tokens.half_counts
-
-
-def write_tokens(path: Path, tokens: Tokens, sums: NDArray[np.int64]) -> None:
-    """Write ``buckets.parquet`` from tokens with halves and their exact sums (n_tokens, 2, n_dims)."""
-    columns = schema.bucket_columns(tokens.codes.shape[1], tokens.means.shape[1])
-    write_blocks(path, tokens.n_tokens, lambda part: token_arrays(tokens, sums, part), schema.arrow_schema(columns))
-
-
-def write_landmarks(path: Path, landmarks: Landmarks) -> None:
-    """Write ``landmarks.parquet``."""
-    row, embedding = schema.landmark_columns(landmarks.embedding.shape[1])
-
-    def arrays(part: slice) -> dict[str, pa.Array]:
-        values = list_array(landmarks.embedding[part], embedding.type)
-        return {row.name: number_array(landmarks.rows[part]), embedding.name: values}
-
-    write_blocks(path, len(landmarks.rows), arrays, schema.arrow_schema((row, embedding)))
-
-
-def write_blocks(
-    path: Path, n_rows: int, arrays_of: Callable[[slice], Mapping[str, pa.Array]], arrow: pa.Schema
-) -> None:
-    """Write a table of tokens a block of rows at a time: as a whole it would be in memory several times."""
-    # Numbers of high entropy: lz4 makes them hardly larger than zstd does, in half the time, and looking for repeated
-    # ones would take longer than all else.
-    options = {**PARQUET_OPTIONS, "compression": "lz4", "use_dictionary": False, "write_statistics": False}
-    with pq.ParquetWriter(path, arrow, **options) as writer:
-        for start in range(0, n_rows, TOKEN_ROWS):
-            arrays = arrays_of(slice(start, min(start + TOKEN_ROWS, n_rows)))
-            writer.write_batch(pa.record_batch([arrays[name] for name in arrow.names], schema=arrow))

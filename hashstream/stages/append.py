@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from hashstream.atlas import Atlas, open_atlas
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher
-from hashstream.runtime.arrow import matrix_of, numbers_of, without_missing
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.memory import trim
+from hashstream.runtime.parquet import token_rows
 from hashstream.runtime.provenance import Timings
 from hashstream.runtime.record import META
 from hashstream.runtime.run import BUCKETS, CELLS, CODES, HASHER, LANDMARKS, Run
@@ -43,8 +43,6 @@ from hashstream.stages.encode_plan import (
 )
 from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
 from hashstream.stages.workdir import WorkDir
-
-_BATCH_BUCKETS = 4096
 
 
 def append(
@@ -260,19 +258,10 @@ def _bucket_arrays(run: Run) -> dict[str, NDArray[Any]]:
         "half_counts": np.empty(n, dtype=np.int64),
         "sums": np.empty((n, 2, n_dims), dtype=np.int64),
     }
-    start = 0
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        names = ["code", "count", "half_count", "half_sum", "embedding_sum"]
-        for batch in file.iter_batches(batch_size=_BATCH_BUCKETS, columns=names, use_threads=False):
-            code, count, half_count, half_sum, whole = without_missing(batch).columns
-            part = slice(start, start + batch.num_rows)
-            arrays["keys"][part] = matrix_of(code)
-            arrays["counts"][part], arrays["half_counts"][part] = numbers_of(count), numbers_of(half_count)
-            first = matrix_of(half_sum)
-            arrays["sums"][part, 0] = first
-            arrays["sums"][part, 1] = matrix_of(whole) - first
-            start = part.stop
+        for part, rows in token_rows(pq.ParquetFile(path, page_checksum_verification=True)):
+            for array, values in zip(arrays.values(), rows, strict=True):
+                array[part] = values
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}). The run is damaged; encode again.") from error
     return arrays

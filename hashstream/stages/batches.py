@@ -27,7 +27,8 @@ from hashstream.runtime.arrow import number_array, numbers_of, without_missing
 from hashstream.runtime.budget import parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import partial_path
-from hashstream.runtime.run import BATCH_ROWS, TOKEN_COLUMNS, Run, read_tokens, token_arrays, write_blocks
+from hashstream.runtime.parquet import read_tokens, token_arrays, write_blocks
+from hashstream.runtime.run import BATCH_ROWS, Run
 from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of, project_encode
 from hashstream.stages.encode_stream import encoded_chunks
 from hashstream.stages.run_atlas import open_run_atlas, refuse_other_cell
@@ -147,9 +148,10 @@ def _count(
     """Stream the atlas; gives tokens and their exact sums (n_tokens, 2, n_dims)."""
     hasher = run.hasher()
     projection = project_encode(atlas, settings, hasher)
-    # Codes are compared block by block; a number and its dictionary code are held for each cell.
-    fixed = {**projection.fixed, "codes": BATCH_ROWS * run.n_words * 16, "batches": 12 * run.n_cells}
-    projection = replace(projection, fixed=fixed)
+    # Codes are compared block by block; each cell has a number and a dictionary code, and tokens have halves.
+    halves = min(settings.max_buckets, run.n_cells) * hasher.n_dims * 8
+    parts = {"codes": BATCH_ROWS * run.n_words * 16, "halves": halves, "batches": 12 * run.n_cells}
+    projection = replace(projection, fixed={**projection.fixed, **parts})
     chunk_bytes = chunk_bytes_of(projection, settings)
     # The run was encoded with as few genes as these, so they are enough.
     bound = [hasher.bind(store.gene_columns, where=str(store.path), min_overlap=0.0) for store in atlas.stores]
@@ -201,9 +203,8 @@ def _read(run: Run, path: Path, identity: str) -> Tokens | None:
         if metadata.get(_IDENTITY) != identity.encode():
             return None
         schema.check_columns(file.schema_arrow, schema.batch_columns(run.n_words, run.meta["n_dims"]), where=str(path))
-        table = without_missing(file.read([*TOKEN_COLUMNS, "batch"]))
-        batches = numbers_of(table["batch"])
-        tokens = read_tokens(table, bucket_bits=int(metadata[_BUCKET_BITS]), batches=batches)
+        batches = numbers_of(without_missing(file.read(["batch"]))["batch"])
+        tokens = read_tokens(file, bucket_bits=int(metadata[_BUCKET_BITS]), batches=batches)
     except (pa.ArrowException, OSError, InputError, KeyError, ValueError):
         return None
     return tokens if tokens.n_cells == run.n_cells else None

@@ -14,7 +14,7 @@ from hashstream.annotate.retrieve import MISSING, ReferenceCells
 from hashstream.kernels.retrieve import NearestCells
 from hashstream.runtime import schema
 from hashstream.runtime.arrow import category_array, number_array, string_array
-from hashstream.runtime.run import PARQUET_OPTIONS
+from hashstream.runtime.parquet import PARQUET_OPTIONS
 
 
 class CompositionWriter:

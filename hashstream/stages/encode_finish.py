@@ -22,20 +22,11 @@ from hashstream.runtime.arrow import number_array
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.exchange import publish_at_once
 from hashstream.runtime.files import remove
+from hashstream.runtime.parquet import write_landmarks, write_tokens
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.provenance import Timings, peak_rss_bytes, versions
 from hashstream.runtime.record import META, write_record
-from hashstream.runtime.run import (
-    BATCH_ROWS,
-    BUCKETS,
-    CELLS,
-    HASHER,
-    LANDMARKS,
-    Run,
-    cell_writer,
-    write_landmarks,
-    write_tokens,
-)
+from hashstream.runtime.run import BATCH_ROWS, BUCKETS, CELLS, HASHER, LANDMARKS, Run, cell_writer
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.workdir import LOCK, HeldPart, Part, WorkDir, partitions
 
@@ -89,7 +80,6 @@ def finish(
         with ThreadPoolExecutor(1) as pool:
             writing = [pool.submit(_write_landmarks, work, plan["n_cells"], part.landmarks)]
             tokens, sums = part.table.tokens(half_means=False)
-            del part  # as large as what is written next
             writing.append(pool.submit(write_tokens, work.path / BUCKETS, tokens, sums))
             _write_cells(work, tokens)
             for one in writing:

@@ -108,6 +108,7 @@ class EncodeJob:
                         if following is None and hold:
                             return [HeldPart(range(first, number + 1), part)]
                         keeper.submit(work.save_part, range(first, number + 1), part)
+                        keeper.wait()  # another table beside this one might be too much for the memory
                         del part
         finally:
             progress.finish()
@@ -179,10 +180,14 @@ class _Turns:
 
     def submit(self, do: Callable[..., None], *arguments: Any, **named: Any) -> None:
         """Begin something; raises what the last one raised."""
+        self.wait()
+        self._last = self._pool.submit(do, *arguments, **named)
+
+    def wait(self) -> None:
+        """Until the last thing is done; raises what it raised."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
-        self._last = self._pool.submit(do, *arguments, **named)
 
     def __enter__(self) -> _Turns:
         return self

@@ -11,11 +11,12 @@ from hashstream.atlas import Atlas, open_atlas
 from hashstream.atlas._slices import reader_threads
 from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, DEFAULT_SAMPLE_NNZ
 from hashstream.atlas.stream import AHEAD, DEFAULT_CHUNK_BYTES
-from hashstream.buckets import DEFAULT_MAX_BUCKETS
+from hashstream.buckets import DEFAULT_MAX_BUCKETS, table_bytes
 from hashstream.errors import SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher, PcaItqSettings
 from hashstream.hashing.pca_itq import components_bytes
 from hashstream.runtime.budget import MIB, PROCESS_BYTES, Projection, format_bytes, parse_bytes
+from hashstream.runtime.parquet import TOKEN_ROWS
 from hashstream.runtime.provenance import available_threads
 from hashstream.runtime.run import CODE_CHUNK_ROWS
 from hashstream.stages.encode_device import N_SLOTS, choose_encode_device
@@ -27,6 +28,8 @@ DEFAULT_CHECKPOINT_SECONDS = 15.0
 _CUDA_BYTES = 400 * MIB
 #: A chunk is large enough there for all that the device does at once.
 _GPU_CHUNK_BYTES = 32 * MIB
+#: What a dimension of a token takes on its way to the disk: sums of both halves and of all, and their parquet form.
+_WRITTEN_BYTES = 48
 #: What a process of dask.distributed holds beyond one of HashStream alone.
 DISTRIBUTED_BYTES = 48 * MIB
 
@@ -159,22 +162,21 @@ def project_encode(
 ) -> Projection:
     """The memory model of `encode`.
 
-    Counted are a fresh process with its libraries and compiled kernels, the folded weights, four times the bucket table
-    (that of a partition and the one before it, which is being kept; later all merged, a sorted copy, the tokens and
-    their parquet form), the codes of two partitions, what each thread and the one that opened the atlas decode with,
-    and chunks: one with each thread, what the kernels made of as many and of the `AHEAD` that wait, taken for no larger
-    than the chunks, and of two more that are being counted; of an atlas on the network, the bytes of one on their way
-    too. On a GPU threads only read, and pinned copies come to it. With settings instead of a Hasher, one is fitted
-    first.
+    Counted are a fresh process with its libraries and compiled kernels, the folded weights, the bucket table and the
+    tokens made of it, with some rows on their way to the disk, the codes of two partitions, what each thread and the
+    one that opened the atlas decode with, and chunks: one with each thread, what the kernels made of as many and of the
+    `AHEAD` that wait, taken for no larger than the chunks, and of two more that are being counted; of an atlas on the
+    network, the bytes of one on their way too. On a GPU threads only read, and pinned copies come to it. With settings
+    instead of a Hasher, one is fitted first.
     """
     n_bits, n_dims, n_genes = shape_of(hasher)
     n_words = (n_bits + 63) // 64
-    row = 8 * n_words + 16 + 16 * n_dims  # code, counts and sums of two halves
     partition_rows = min(settings.partition_rows, atlas.n_cells)
+    max_buckets = min(settings.max_buckets, atlas.n_cells)
     fixed = {
         "process": PROCESS_BYTES,
         "weights": len(atlas.stores) * n_genes * max(n_dims, 64) * 4 * 2,
-        "buckets": min(settings.max_buckets, atlas.n_cells) * row * 4,
+        "buckets": table_bytes(max_buckets, n_words, n_dims) + min(max_buckets, TOKEN_ROWS) * n_dims * _WRITTEN_BYTES,
         "codes": partition_rows * n_words * 8 * 2,
     }
     on_gpu = settings.device == "cuda"

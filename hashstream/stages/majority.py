@@ -14,7 +14,8 @@ from hashstream.annotate import UNKNOWN
 from hashstream.annotate.consensus import consensus_labels
 from hashstream.runtime.arrow import category_array, numbers_of
 from hashstream.runtime.files import partial_path
-from hashstream.runtime.run import PARQUET_OPTIONS, Run
+from hashstream.runtime.parquet import PARQUET_OPTIONS
+from hashstream.runtime.run import Run
 from hashstream.runtime.schema import LABEL_MAJORITY
 
 FREQUENCIES = "label-frequencies.parquet"

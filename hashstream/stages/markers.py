@@ -23,8 +23,9 @@ from hashstream.runtime.arrow import number_array, string_array
 from hashstream.runtime.budget import MIB, PROCESS_BYTES, Projection, parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish
+from hashstream.runtime.parquet import PARQUET_OPTIONS
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
-from hashstream.runtime.run import PARQUET_OPTIONS, Run
+from hashstream.runtime.run import Run
 from hashstream.runtime.schema import Column, arrow_schema
 from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY
 from hashstream.stages.groups import cell_groups

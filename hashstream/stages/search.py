@@ -20,8 +20,9 @@ from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.database_schema import META as REFERENCE_META
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish
+from hashstream.runtime.parquet import PARQUET_OPTIONS
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
-from hashstream.runtime.run import PARQUET_OPTIONS, Run
+from hashstream.runtime.run import Run
 from hashstream.runtime.schema import Column, arrow_schema
 from hashstream.stages.reference import check_same_hasher
 

@@ -28,8 +28,9 @@ from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.arrow import number_array
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish
+from hashstream.runtime.parquet import PARQUET_OPTIONS
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
-from hashstream.runtime.run import PARQUET_OPTIONS, Run
+from hashstream.runtime.run import Run
 from hashstream.runtime.schema import PSEUDOTIME, Column, arrow_schema
 from hashstream.stages.groups import cell_groups
 

@@ -15,8 +15,8 @@ import re
 import shutil
 import socket
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from hashstream.buckets import BucketTable
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.runtime.files import partial_path, remove, write_json
+from hashstream.runtime.parquet import TOKEN_ROWS
 from hashstream.runtime.pipeline import chunks_in_order, use_fastest_pipeline
 from hashstream.runtime.record import META
 from hashstream.runtime.run import CODE_CHUNK_ROWS, CODES, HASHER
@@ -256,11 +257,9 @@ class WorkDir:
             paths[-1] = self.path / BEFORE
         landmarks = {} if held is None else {held.numbers.start: held.part.landmarks}
         n_empty = 0 if held is None else held.part.n_empty
-        for start, part in zip(paths, _loaded(list(paths.values())), strict=True):
-            table.shorten(part.bucket_bits)
-            table.merge_rows(*part.rows)
-            n_empty += part.n_empty
-            landmarks[start] = part.landmarks
+        for start, path in paths.items():
+            landmarks[start], empty = _merge_part(path, table)
+            n_empty += empty
         return Part(table, n_empty, np.concatenate([landmarks[start] for start in sorted(landmarks)]))
 
     def missing_parts(self, numbers: Sequence[int]) -> list[int]:
@@ -304,36 +303,40 @@ class HeldPart(NamedTuple):
     part: Part
 
 
-class _StoredPart(NamedTuple):
-    """A `Part` on disk; `rows` are keys, counts, half_counts and sums of its table."""
-
-    rows: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
-    bucket_bits: int
-    n_empty: int
-    landmarks: NDArray[np.float32]
+_Rows = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
-def _load_part(path: Path) -> _StoredPart:
+def _merge_part(path: Path, table: BucketTable) -> tuple[NDArray[np.float32], int]:
+    """Add a part on disk to a table; gives its landmarks and the number of its empty cells."""
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as part:
-            rows = (part["keys"], part["counts"], part["half_counts"], part["sums"])
-            return _StoredPart(rows, int(part["bucket_bits"]), int(part["n_empty"]), part["landmarks"])
+            table.shorten(int(part["bucket_bits"]))
+            for rows in _ahead(_rows_of(part)):
+                table.merge_rows(*rows)
+            return part["landmarks"], int(part["n_empty"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         remedy = "Start over without --resume." if path.name == BEFORE else "Remove it and continue with --resume."
         raise InputError(f"{path}: the part is damaged ({error}). {remedy}") from error
 
 
-def _loaded(paths: list[Path]) -> Iterator[_StoredPart]:
-    """Parts in order, each read while the one before it is used."""
+def _rows_of(part: Mapping[str, NDArray[Any]]) -> Iterator[_Rows]:
+    """Keys, counts, half_counts and sums of the table of a part, some rows at a time."""
+    keys, counts, half_counts = part["keys"], part["counts"], part["half_counts"]
+    for rows in _blocks(len(keys)):
+        yield keys[rows], counts[rows], half_counts[rows], part[f"sums-{rows.start}"]
+
+
+def _blocks(n_rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + TOKEN_ROWS, n_rows)) for start in range(0, n_rows, TOKEN_ROWS))
+
+
+def _ahead(items: Iterator[_Rows]) -> Iterator[_Rows]:
+    """The same items, each fetched while the one before it is used."""
     with ThreadPoolExecutor(1, "hashstream-parts") as pool:
-        waiting: Future[_StoredPart] | None = None
-        for path in paths:
-            following = pool.submit(_load_part, path)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
 
 
 def partitions(plan: dict[str, Any]) -> range:
@@ -354,6 +357,8 @@ def _flush(path: Path) -> None:
 
 def _save_table(path: Path, arrays: dict[str, NDArray[Any]], *, bucket_bits: int, n_empty: int) -> None:
     content: dict[str, Any] = {**arrays, "bucket_bits": np.int64(bucket_bits), "n_empty": np.int64(n_empty)}
+    sums = content.pop("sums")  # nearly all of a part: in blocks, so that it need not be read at once
+    content |= {f"sums-{rows.start}": sums[rows] for rows in _blocks(len(sums))}
     aside = path.with_name(f"{path.name}.{_own_name()}.partial")
     with aside.open("wb") as handle:
         np.savez(handle, **content)

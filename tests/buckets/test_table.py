@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -171,3 +173,32 @@ def test_settings_are_checked() -> None:
         BucketTable(16, 2).add(codes, embedding, first_row=0)
     with pytest.raises(ValueError, match="batches are given"):
         BucketTable(16, 2, with_batches=True).add(codes, embedding)
+
+
+@pytest.mark.parametrize("with_batches", [False, True])
+def test_a_table_goes_on_counting_after_its_tokens_were_made(with_batches: bool) -> None:
+    """Its rows were put in order then, and are found where they are now."""
+    codes, embedding = cells(8, 600, 10, n_dims=70)
+    batch_of = np.arange(600) % 3 if with_batches else None
+    tables = [BucketTable(10, 70, max_buckets=400, with_halves=True, with_batches=with_batches) for _ in range(2)]
+    for table in tables:
+        for low in (0, 300):
+            batches = None if batch_of is None else batch_of[low : low + 300]
+            table.add(codes[low : low + 300], embedding[low : low + 300], first_row=low, batches=batches)
+            if table is tables[1]:
+                table.tokens()
+    same(*tables)
+
+
+def test_tokens_are_made_within_the_memory_of_a_table() -> None:
+    """At 256 bits the sums are nearly all that `encode` holds: no second copy of them."""
+    n = 20_000
+    codes, embedding = cells(9, n, 256, n_dims=256)
+    table = BucketTable(256, 256, max_buckets=n, with_halves=True)
+    table.add(codes, embedding, first_row=0)
+    tracemalloc.start()
+    tokens, sums = table.tokens(half_means=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tokens.n_tokens > 0.9 * n
+    assert peak < sums.nbytes / 2

@@ -383,6 +383,8 @@ def test_dry_run_tells_and_writes_nothing(atlas: Path, tmp_path: Path, hashstrea
     assert 50 << 20 < plan["projected_peak_bytes"] <= plan["max_memory_bytes"] == 1 << 30
     shared = json.loads(hashstream("--json", *arguments, "--workers", 2).stdout)
     assert shared["projected_parts"]["dask.distributed"] == DISTRIBUTED_BYTES
+    longest = json.loads(hashstream("--json", *arguments, "--bits", 256).stdout)
+    assert longest["projected_peak_bytes"] <= 1 << 30
     assert list(tmp_path.iterdir()) == []
     assert "GiB" in hashstream(*arguments).stdout
 
