@@ -19,13 +19,14 @@ class ValueSummary:
 
     Attributes
     ----------
-    n_values : int
-        Values looked at.
+    n_rows, n_values : int
+        Rows looked at, and their values that are stored or, of a dense matrix, not zero.
     problem : str or None
         Why they are no counts, with the first row at fault; None where they are.
     maximum : float
     """
 
+    n_rows: int
     n_values: int
     problem: str | None
     maximum: float
@@ -41,6 +42,7 @@ def summarise_values(matrix: RowMatrix) -> ValueSummary:
     chunks = [matrix.read_rows(int(s), min(int(s) + _BLOCK_ROWS, n_rows)) for s in starts]
     values = np.concatenate([np.asarray(c.data, dtype=np.float64) for c in chunks])
     rows = np.concatenate([c.start + np.repeat(np.arange(c.n_rows), np.diff(c.indptr)) for c in chunks])
+    n_looked_at = sum(c.n_rows for c in chunks)
     maximum = float(np.nanmax(values, initial=0.0))
     scale = "log-normalisation" if maximum < 30 else "normalisation"
     for wrong, what in (
@@ -49,8 +51,8 @@ def summarise_values(matrix: RowMatrix) -> ValueSummary:
         (values != np.floor(values), f"non-integer values up to {maximum:.3g}, as after {scale}"),
     ):
         if wrong.any():
-            return ValueSummary(len(values), f"{what}, first in row {rows[wrong][0]}", maximum)
-    return ValueSummary(len(values), None, maximum)
+            return ValueSummary(n_looked_at, len(values), f"{what}, first in row {rows[wrong][0]}", maximum)
+    return ValueSummary(n_looked_at, len(values), None, maximum)
 
 
 def choose_counts(candidates: dict[str, RowMatrix], *, path: str) -> str:

@@ -4,57 +4,42 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.atlas._elements import read_element, text_blocks
+from hashstream.atlas._roots import Paths, Root, open_roots, opening
 from hashstream.atlas.counts import choose_counts
 from hashstream.atlas.genes import VAR_NAMES, gene_columns, read_gene_columns
-from hashstream.atlas.layout import check_lengths
 from hashstream.atlas.matrix import RowMatrix, open_matrix
+from hashstream.atlas.obs import ObsStore, joined_column, stated_rows
 from hashstream.errors import HashStreamError, InputError
-from hashstream.locations import locate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hashstream.atlas.remote import Transfers
-
 MOST_GENES = 1 << 24
-_NAMES_AT_ONCE = 1 << 17
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass
-class Store:
-    """One AnnData file or folder, opened lazily.
+class Store(ObsStore):
+    """One AnnData file or folder with its counts, opened lazily.
 
     Attributes
     ----------
-    path : Path or str
-        A URL is a string.
-    format : {"h5ad", "zarr"}
-    root
-        The open zarr or HDF5 group.
     matrix : RowMatrix
         The raw counts, cells x genes.
     matrix_name : str
         Where they are: ``X``, ``layers/NAME`` or ``raw/X``.
     """
 
-    path: Path | str
-    format: str
-    root: Any
     matrix: RowMatrix
     matrix_name: str
-    _frames: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def n_cells(self) -> int:
@@ -98,59 +83,9 @@ class Store:
     def gene_names(self) -> NDArray[np.object_]:
         return self.gene_columns[VAR_NAMES]
 
-    def obs_columns(self) -> list[str]:
-        """Names of the columns of obs, without the index."""
-        return self._columns("obs")
-
     def var_columns(self) -> list[str]:
         """Names of the columns of `var`, without the index."""
         return self._columns(self._var_name)
-
-    def _columns(self, table: str) -> list[str]:
-        node = self._node(table)
-        order = dict(node.attrs).get("column-order")
-        names = list(node.keys()) if order is None else [n.decode() if isinstance(n, bytes) else str(n) for n in order]
-        index = dict(node.attrs).get("_index", "_index")
-        return [name for name in names if name != index]
-
-    def obs_column(self, key: str) -> pd.Series:
-        """One column of obs, whole: (n_cells,).
-
-        Raises
-        ------
-        InputError
-            If there is no such column.
-        """
-        if key not in self.obs_columns():
-            raise InputError(
-                f"{self.path}: obs has no column {key!r}; it has {', '.join(map(repr, self.obs_columns())) or 'none'}."
-            )
-        import pandas as pd
-
-        values = pd.Series(self._read_element(f"obs/{key}", self.n_cells))
-        if len(values) != self.n_cells:
-            raise InputError(f"{self.path}: obs[{key!r}] has {len(values)} rows, expected {self.n_cells}.")
-        return values
-
-    def obs_names(self) -> NDArray[np.object_]:
-        return np.concatenate([np.empty(0, object), *self.iter_obs_names()])
-
-    def iter_obs_names(self) -> Iterator[NDArray[np.object_]]:
-        """Names of the cells as strings, in blocks: all of them can take more memory than anything else.
-
-        Raises
-        ------
-        InputError
-            If they cannot be read, or there are more or fewer than cells.
-        """
-        name = f"obs/{dict(self._node('obs').attrs).get('_index', '_index')}"
-        blocks: Iterator[NDArray[np.object_]] = self._read(name, self.n_cells, lambda n: text_blocks(n, _NAMES_AT_ONCE))
-        n_read = 0
-        while (block := self._read(name, self.n_cells, lambda _: next(blocks, None))) is not None:
-            n_read += len(block)
-            yield block
-        if n_read != self.n_cells:
-            raise InputError(f"{self.path}: {name} has {n_read} rows, expected {self.n_cells}.")
 
     def fingerprint(self) -> str:
         """SHA-256 over shape, dtype, gene names and a few blocks of rows: enough to notice a changed input."""
@@ -178,30 +113,6 @@ class Store:
     def network_bytes(self) -> int:
         """What reading takes beside the chunks: 0 for files of this machine. Stores of an atlas share it."""
         return int(self.root.store.transfers.max_bytes) if isinstance(self.path, str) else 0
-
-    def _node(self, name: str) -> Any:
-        with _opening(self.path):
-            try:
-                return self.root[name]
-            except KeyError as error:
-                raise InputError(f"{self.path}: not an AnnData store: it has no {name!r}.") from error
-
-    def _read_element(self, name: str, n_rows: int) -> Any:
-        return self._read(name, n_rows, read_element)
-
-    def _read(self, name: str, n_rows: int, how: Callable[[Any], Any]) -> Any:
-        node = self._node(name)
-        with _opening(self.path):
-            check_lengths(node, n_rows, f"{self.path}: {name}")
-        try:
-            return how(node)
-        except HashStreamError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"{self.path}: {name} cannot be read ({type(error).__name__}: {error}). "
-                "The file is damaged, or not written by AnnData."
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -231,18 +142,13 @@ class Atlas:
 
     def obs_column(self, key: str) -> pd.Series:
         """One column of obs over all stores, as strings or numbers: (n_cells,)."""
-        columns = [store.obs_column(key) for store in self.stores]
-        if len(columns) == 1:
-            return columns[0]
-        import pandas as pd
-
-        return pd.concat([c.astype(object) for c in columns], ignore_index=True).astype("category")
+        return joined_column(self.stores, key)
 
     def fingerprint(self) -> str:
         return hashlib.sha256("".join(store.fingerprint() for store in self.stores).encode()).hexdigest()
 
 
-def open_atlas(paths: str | Path | Sequence[str | Path], *, layer: str | None = None) -> Atlas:
+def open_atlas(paths: Paths, *, layer: str | Sequence[str | None] | None = None) -> Atlas:
     """Open one AnnData store, or several as one virtual atlas.
 
     Parameters
@@ -251,8 +157,8 @@ def open_atlas(paths: str | Path | Sequence[str | Path], *, layer: str | None = 
         h5ad files, AnnData zarr folders (zarr format 2 or 3), or URLs of such folders; see
         `hashstream.locations`.
     layer
-        Where the raw counts are: ``X``, ``raw`` or the name of a layer. None: the first of ``X``,
-        ``layers["counts"]`` and ``raw.X`` that holds counts.
+        Where the raw counts are: ``X``, ``raw`` or the name of a layer, for all stores or for each. None: the first of
+        ``X``, ``layers["counts"]`` and ``raw.X`` that holds counts.
 
     Raises
     ------
@@ -262,12 +168,9 @@ def open_atlas(paths: str | Path | Sequence[str | Path], *, layer: str | None = 
     MissingDependencyError
         If a URL is given, and what reads it is not installed.
     """
-    listed = [paths] if isinstance(paths, str | Path) else list(paths)
-    if not listed:
-        raise InputError("no atlas given; name at least one AnnData store (.zarr or .h5ad).")
-    places = [locate(path) for path in listed]
-    transfers = _transfers() if any(isinstance(place, str) for place in places) else None
-    return Atlas(tuple(_open_store(place, layer, transfers) for place in places))
+    roots = open_roots(paths)
+    layers = [layer] * len(roots) if layer is None or isinstance(layer, str) else layer
+    return Atlas(tuple(_open_store(root, one) for root, one in zip(roots, layers, strict=True)))
 
 
 def open_store(path: str | Path, *, layer: str | None = None) -> Store:
@@ -275,21 +178,10 @@ def open_store(path: str | Path, *, layer: str | None = None) -> Store:
     return open_atlas(path, layer=layer).stores[0]
 
 
-def _transfers() -> Transfers:
-    """What stores at URLs share, so that what they hold does not grow with their number."""
-    from hashstream.atlas._remote_client import RemoteSettings
-    from hashstream.atlas.remote import Transfers
-
-    return Transfers(RemoteSettings.from_environment())
-
-
-def _open_store(path: Path | str, layer: str | None, transfers: Transfers | None) -> Store:
-    root, format_, is_group = _open_root(path, transfers)
-    with _opening(path):
-        for name in ("obs", "var"):
-            if name not in root:
-                raise InputError(f"{path}: not an AnnData store: it has no {name!r}.")
-        candidates = _open_candidates(root, path, layer, is_group)
+def _open_store(opened: Root, layer: str | None) -> Store:
+    path = opened.path
+    with opening(path):
+        candidates = _open_candidates(opened, layer)
     for name, matrix in candidates.items():
         if 0 in matrix.shape:
             raise InputError(
@@ -302,73 +194,15 @@ def _open_store(path: Path | str, layer: str | None, transfers: Transfers | None
                 "damaged: rebuild it from its source."
             )
     name = choose_counts(candidates, path=str(path))
-    store = Store(path=path, format=format_, root=root, matrix=candidates[name], matrix_name=name)
+    store = Store(path, opened.format, opened.root, matrix=candidates[name], matrix_name=name)
     _check_genes(store)
-    with _opening(path):
+    with opening(path):
         _check_cells(store)
     return store
 
 
-@contextmanager
-def _opening(path: Path | str) -> Iterator[None]:
-    """Whatever a storage library raises at metadata that it cannot make sense of becomes an InputError."""
-    try:
-        yield
-    except (HashStreamError, MemoryError):
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{path}: cannot be opened ({type(error).__name__}: {error}). The store is damaged, or not written by "
-            "AnnData: copy it again, or rebuild it from its source with `hashstream ingest`."
-        ) from error
-
-
-def _open_root(path: Path | str, transfers: Transfers | None) -> tuple[Any, str, Any]:
-    if isinstance(path, str):
-        import zarr
-
-        from hashstream.atlas.remote import open_remote
-
-        return open_remote(path, transfers), "zarr", lambda node: isinstance(node, zarr.Group)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; expected an AnnData store (.zarr or .h5ad).")
-    if path.is_dir():
-        return _open_zarr(path)
-    with path.open("rb") as handle:
-        signature = handle.read(len(_HDF5_SIGNATURE))
-    if signature != _HDF5_SIGNATURE:
-        raise InputError(
-            f"{path}: neither a zarr folder nor an HDF5 file. Other formats (loom, 10x, mtx, csv) are converted once "
-            "with `hashstream ingest SOURCE ATLAS.zarr`."
-        )
-    import h5py
-
-    from hashstream.atlas._hdf5_links import check_self_contained
-
-    try:
-        root = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened as HDF5 ({error}). The file is truncated or damaged.") from error
-    with _opening(path):
-        check_self_contained(path, root)
-    return root, "h5ad", lambda node: isinstance(node, h5py.Group)
-
-
-def _open_zarr(path: Path) -> tuple[Any, str, Any]:
-    import zarr
-
-    from hashstream.runtime.pipeline import use_fastest_pipeline
-
-    use_fastest_pipeline()
-    if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
-        raise InputError(f"{path}: a folder, but not a zarr store (no zarr.json or .zgroup in it).")
-    try:
-        return zarr.open_group(path, mode="r"), "zarr", lambda node: isinstance(node, zarr.Group)
-    except Exception as error:
-        raise InputError(f"{path}: cannot be opened as zarr ({type(error).__name__}: {error}).") from error
-
-
-def _open_candidates(root: Any, path: Path | str, layer: str | None, is_group: Any) -> dict[str, RowMatrix]:
+def _open_candidates(opened: Root, layer: str | None) -> dict[str, RowMatrix]:
+    path, root = opened.path, opened.root
     names = {None: ["X", "layers/counts", "raw/X"], "X": ["X"], "raw": ["raw/X"]}.get(layer, [f"layers/{layer}"])
     candidates: dict[str, RowMatrix] = {}
     refused: HashStreamError | None = None
@@ -376,7 +210,7 @@ def _open_candidates(root: Any, path: Path | str, layer: str | None, is_group: A
         if name not in root:
             continue
         try:
-            candidates[name] = open_matrix(root[name], where=f"{path}/{name}", is_group=is_group)
+            candidates[name] = open_matrix(root[name], where=f"{path}/{name}", is_group=opened.is_group)
         except HashStreamError as error:
             refused = refused or error
     if candidates:
@@ -390,13 +224,10 @@ def _open_candidates(root: Any, path: Path | str, layer: str | None, is_group: A
 
 def _check_cells(store: Store) -> None:
     """Raise InputError if obs is of another number of cells, as far as its index tells without being read."""
-    obs = store.root["obs"]
-    index = dict(obs.attrs).get("_index", "_index") if hasattr(obs, "keys") else None
-    names = obs if index is None else obs[index] if isinstance(index, str) and index in obs else None
-    shape = getattr(names, "shape", None)
-    if shape and shape[0] != store.n_cells:
+    n_rows = stated_rows(store.root["obs"])
+    if n_rows not in (None, store.n_cells):
         raise InputError(
-            f"{store.path}: obs lists {shape[0]} cells but {store.matrix_name} has {store.n_cells} rows. The file is "
+            f"{store.path}: obs lists {n_rows} cells but {store.matrix_name} has {store.n_cells} rows. The file is "
             "damaged: rebuild it from its source."
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas.chunk import CsrChunk
+from hashstream.atlas.counts import summarise_values
 from hashstream.atlas.open import Atlas, Store
 from hashstream.atlas.stream import RowRange, stream_chunks
 from hashstream.errors import InputError
@@ -70,13 +71,13 @@ class Sample:
             Ascending. They become genes 0 to n_kept - 1; totals stay those over all genes.
         """
         dtype = np.dtype(np.uint16 if len(genes) < np.iinfo(np.uint16).max else np.int32)
-        number = np.full(len(self.gene_names), _largest(dtype), dtype=dtype)
+        number = np.full(len(self.gene_names), largest(dtype), dtype=dtype)
         number[genes] = np.arange(len(genes), dtype=dtype)
         blocks = list(self.blocks)
         self.blocks = ()
         for i, block in enumerate(blocks):
             renumbered = number[block.indices]
-            kept = np.flatnonzero(renumbered != _largest(dtype))
+            kept = np.flatnonzero(renumbered != largest(dtype))
             indptr = np.searchsorted(kept, block.indptr)
             blocks[i] = SampleBlock(indptr, renumbered[kept], block.data[kept], block.totals, block.rows)
         self.blocks = tuple(blocks)
@@ -116,13 +117,13 @@ def draw_sample(
         If stores share no genes, values are no counts, or every sampled cell is empty.
     """
     names, ids, columns = shared_genes(atlas)
-    ranges = _draw_ranges(atlas, n_cells=_affordable_cells(atlas, n_cells, max_nnz), seed=seed)
+    ranges = _draw_ranges(atlas, n_cells=affordable_cells(atlas, n_cells, max_nnz), seed=seed)
     blocks = []
     for rows, chunk in stream_chunks(atlas, ranges):
         store = atlas.stores[rows.store]
         totals, flags = row_totals(chunk.indptr, chunk.indices, chunk.data, chunk.n_genes)
         raise_on_bad_rows(flags, first_row=chunk.start - atlas.offsets[rows.store], where=store.matrix.where)
-        blocks.append(_block(chunk, columns[rows.store], totals))
+        blocks.append(sample_block(chunk, columns[rows.store], totals))
     sample = Sample(tuple(block for block in blocks if len(block.totals)), names, ids)
     if sample.n_cells == 0:
         raise InputError(
@@ -174,7 +175,7 @@ def shared_genes(
     names = np.asarray(sorted(shared), dtype=object)
     position = {name: i for i, name in enumerate(names)}
     dtype = np.dtype(np.uint16 if len(names) < np.iinfo(np.uint16).max else np.int32)
-    absent = _largest(dtype)
+    absent = largest(dtype)
     columns = [np.asarray([position.get(n, absent) for n in s.gene_names], dtype=dtype) for s in atlas.stores]
     return names, _gene_ids(atlas.stores[0], names), columns
 
@@ -191,9 +192,21 @@ def _gene_ids(store: Store, names: NDArray[np.object_]) -> NDArray[np.object_] |
     return None
 
 
-def _affordable_cells(atlas: Atlas, n_cells: int, max_nnz: int) -> int:
-    stored = [s.matrix.nnz if s.matrix.nnz is not None else s.n_cells * s.n_genes // 4 for s in atlas.stores]
-    return max(1, min(n_cells, atlas.n_cells, int(max_nnz / max(sum(stored) / atlas.n_cells, 1e-9))))
+def expected_values(atlas: Atlas) -> int:
+    """Stored values of all cells; of a dense matrix about as many as are not zero, by a look at some rows."""
+    total = 0
+    for store in atlas.stores:
+        if store.matrix.nnz is not None:
+            total += store.matrix.nnz
+        else:
+            seen = summarise_values(store.matrix)
+            total += int(store.n_cells * seen.n_values / max(seen.n_rows, 1))
+    return total
+
+
+def affordable_cells(atlas: Atlas, n_cells: int, max_nnz: int) -> int:
+    """At most `n_cells` cells that have about `max_nnz` values at most."""
+    return max(1, min(n_cells, atlas.n_cells, int(max_nnz / max(expected_values(atlas) / atlas.n_cells, 1e-9))))
 
 
 def _draw_ranges(atlas: Atlas, *, n_cells: int, seed: int) -> list[RowRange]:
@@ -217,13 +230,13 @@ def _draw_ranges(atlas: Atlas, *, n_cells: int, seed: int) -> list[RowRange]:
     return ranges
 
 
-def _block(chunk: CsrChunk, columns: NDArray[np.integer], totals: NDArray[np.float64]) -> SampleBlock:
-    """The cells of a chunk that have counts, over the kept genes under their new numbers."""
+def sample_block(chunk: CsrChunk, columns: NDArray[np.integer], totals: NDArray[np.float64]) -> SampleBlock:
+    """The cells of a chunk that have counts, over the kept genes under their new numbers; stored zeros are left out."""
     genes, counted = columns[chunk.indices], totals > 0
-    if counted.all() and genes.max() < _absent(columns):
+    if counted.all() and genes.max() < _absent(columns) and chunk.data.all():
         return SampleBlock(chunk.indptr.copy(), genes, chunk.data.copy(), totals, np.arange(chunk.start, chunk.stop))
     cells = np.repeat(np.arange(chunk.n_rows), np.diff(chunk.indptr))
-    kept = (genes != _absent(columns)) & counted[cells]
+    kept = (genes != _absent(columns)) & counted[cells] & (chunk.data != 0)
     indptr = np.zeros(int(counted.sum()) + 1, dtype=np.int64)
     np.cumsum(np.bincount(cells[kept], minlength=chunk.n_rows)[counted], out=indptr[1:])
     rows = chunk.start + np.flatnonzero(counted)
@@ -232,8 +245,8 @@ def _block(chunk: CsrChunk, columns: NDArray[np.integer], totals: NDArray[np.flo
 
 def _absent(columns: NDArray[np.integer]) -> int:
     """What marks a column that is not a shared gene."""
-    return _largest(columns.dtype)
+    return largest(columns.dtype)
 
 
-def _largest(dtype: np.dtype[Any]) -> int:
+def largest(dtype: np.dtype[Any]) -> int:
     return int(np.iinfo(dtype).max)

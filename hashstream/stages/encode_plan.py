@@ -9,7 +9,7 @@ from typing import Any
 
 from hashstream.atlas import Atlas, open_atlas
 from hashstream.atlas._slices import reader_threads
-from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, DEFAULT_SAMPLE_NNZ
+from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, DEFAULT_SAMPLE_NNZ, expected_values
 from hashstream.atlas.stream import AHEAD, DEFAULT_CHUNK_BYTES
 from hashstream.buckets import DEFAULT_MAX_BUCKETS, table_bytes
 from hashstream.errors import SettingsError
@@ -190,8 +190,7 @@ def project_encode(
     if network:
         fixed["network"] = network
     if not isinstance(hasher, Hasher):
-        nnz = [s.matrix.nnz if s.matrix.nnz is not None else s.n_cells * s.n_genes // 4 for s in atlas.stores]
-        sample_nnz = min(sum(nnz), DEFAULT_SAMPLE_NNZ)
+        sample_nnz = min(expected_values(atlas), DEFAULT_SAMPLE_NNZ)
         # The sample (index and value), and then what remains of it, twice, beside what its components take and groups
         # of cells. It comes before the pass, so the larger of the two counts. Half of the values are taken to remain,
         # but of a panel of genes more.

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hashstream.atlas import Atlas, open_atlas, plan_ranges, stream_chunks
+from hashstream.atlas import Atlas, ObsStore, joined_column, plan_ranges, stream_chunks
 from hashstream.atlas._checks import check_column_names
 from hashstream.atlas._frames import encoding, plain_values, write_names
 from hashstream.errors import HashStreamError, InputError, SettingsError
@@ -25,6 +25,7 @@ from hashstream.runtime.folder_lock import FolderLock
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.run import Run
 from hashstream.runtime.steady_file import SteadyFile
+from hashstream.stages.run_atlas import open_run_atlas, open_run_obs
 
 OBSM_KEY = "X_hash"
 _PREFIX = "hashstream_"
@@ -52,7 +53,7 @@ def export(
     atlas
         Where the encoded atlas is now, if not where it was encoded.
     counts
-        Copy the counts into a new store; they are streamed.
+        Copy the counts that were encoded into a new store, as its X; they are streamed.
     force
         Replace an existing ``.h5ad``; in an existing zarr store, replace columns of the same name.
 
@@ -71,12 +72,11 @@ def export(
     check_target(target, force=force)
     if not target.parent.is_dir():
         raise InputError(f"{target.parent}: no such folder; make it before exporting into it.")
-    source = open_atlas([str(p) for p in atlas] if atlas else run.input_paths)
-    if source.n_cells != run.n_cells:
-        raise InputError(f"{', '.join(source.paths)}: {source.n_cells} cells, but {run.path} encodes {run.n_cells}.")
+    source = open_run_atlas(run, atlas) if counts else None
+    stores = open_run_obs(run, atlas) if source is None else source.stores
     with _aside(target) as folder:
         partial = folder / target.name
-        columns = _write_new(run, source, partial, target.suffix, counts=counts)
+        columns = _write_new(run, stores, source, partial, target.suffix)
         publish_at_once(partial, target)
     return {"target": str(target), "cells": run.n_cells, "obs": columns, "obsm": [OBSM_KEY]}
 
@@ -140,33 +140,38 @@ def _embedding_blocks(run: Run) -> Any:
             yield means[buckets[start : start + _BLOCK_ROWS]]
 
 
-def _write_new(run: Run, source: Atlas, partial: Path, suffix: str, *, counts: bool) -> list[str]:
+def _write_new(run: Run, stores: Sequence[ObsStore], counts: Atlas | None, partial: Path, suffix: str) -> list[str]:
     import anndata
     from anndata.io import write_elem
 
-    genes = [store.gene_names for store in source.stores]
-    if counts and any(len(g) != len(genes[0]) or (g != genes[0]).any() for g in genes[1:]):
-        raise SettingsError(
-            "the stores of this atlas have different genes, so their counts cannot be copied side by side; "
-            "export with --no-counts."
-        )
-    var = source.stores[0].var if counts else pd.DataFrame(index=pd.Index([], dtype=str))
+    var = pd.DataFrame(index=pd.Index([], dtype=str)) if counts is None else _shared_var(counts)
     if suffix == ".zarr":
-        for store in source.stores:
+        for store in stores:
             check_column_names(f"{store.path}: obs", store.obs_columns())
-        check_column_names(f"{source.stores[0].path}: var", var.columns)
+        check_column_names(f"{stores[0].path}: var", var.columns)
     with _new_store(partial, suffix) as (root, check):
         with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
             skeleton = anndata.AnnData(var=var)
             skeleton.uns["hashstream"] = {"run": str(run.path), "hasher": run.meta["hasher"]["fingerprint"]}
             write_elem(root, "/", skeleton)
-            order = _write_source_obs(root, source, check)
+            order = _write_source_obs(root, stores, run.n_cells, check)
             names = _result_names(run, set(order))
             _write_results(root, run, names, order, check)
         _write_obsm(root, run, check)
-        if counts:
-            _copy_counts(root, source, check)
+        if counts is not None:
+            _copy_counts(root, counts, check)
     return list(names.values())
+
+
+def _shared_var(source: Atlas) -> pd.DataFrame:
+    """The gene table of all stores."""
+    genes = [store.gene_names for store in source.stores]
+    if any(len(g) != len(genes[0]) or (g != genes[0]).any() for g in genes[1:]):
+        raise SettingsError(
+            "the stores of this atlas have different genes, so their counts cannot be copied side by side; "
+            "export with --no-counts."
+        )
+    return source.stores[0].var
 
 
 @contextmanager
@@ -190,20 +195,20 @@ def _new_store(path: Path, suffix: str) -> Iterator[tuple[Any, Callable[[], None
         file.raise_error()
 
 
-def _write_source_obs(root: Any, source: Atlas, check: Callable[[], None]) -> list[str]:
+def _write_source_obs(root: Any, stores: Sequence[ObsStore], n_cells: int, check: Callable[[], None]) -> list[str]:
     """obs with the columns that all stores have, one after the other, and the names in blocks; gives the columns."""
     from anndata.io import write_elem
 
-    columns = [set(store.obs_columns()) for store in source.stores]
-    shared = [name for name in source.stores[0].obs_columns() if all(name in c for c in columns)]
+    columns = [set(store.obs_columns()) for store in stores]
+    shared = [name for name in stores[0].obs_columns() if all(name in c for c in columns)]
     del root["obs"]
     obs = root.create_group("obs")
     obs.attrs.update({**encoding("dataframe", "0.2.0"), "_index": "_index", "column-order": shared})
-    names = chain.from_iterable(store.iter_obs_names() for store in source.stores)
+    names = chain.from_iterable(store.iter_obs_names() for store in stores)
     if _is_hdf5(root):
         import h5py
 
-        index = obs.create_dataset("_index", shape=(source.n_cells,), dtype=h5py.string_dtype())
+        index = obs.create_dataset("_index", shape=(n_cells,), dtype=h5py.string_dtype())
         index.attrs.update(encoding("string-array", "0.2.0"))
         start = 0
         for block in names:
@@ -211,9 +216,9 @@ def _write_source_obs(root: Any, source: Atlas, check: Callable[[], None]) -> li
             start += len(block)
             check()
     else:
-        write_names(obs, "_index", source.n_cells, names)
+        write_names(obs, "_index", n_cells, names)
     for name in shared:
-        column = source.obs_column(name)
+        column = joined_column(stores, name)
         values = column.array if isinstance(column.dtype, pd.CategoricalDtype) else column.to_numpy()
         write_elem(obs, name, plain_values(pd.Series(values)))
         check()

@@ -8,12 +8,14 @@ from typing import NoReturn
 
 import numpy as np
 
-from hashstream.atlas import Atlas, open_atlas
+from hashstream.atlas import Atlas, ObsStore, open_atlas, open_obs
 from hashstream.errors import InputError
 from hashstream.kernels import encode_rows
 from hashstream.locations import is_lost
 from hashstream.runtime.run import Run
 
+#: What `--layer` calls the matrices that are no layers.
+_LAYERS: dict[str, str | None] = {"X": "X", "raw/X": "raw"}
 _BLOCKS, _BLOCK_ROWS = 8, 16  # cells of a store that are encoded again, to see whether they are the run's
 
 
@@ -25,20 +27,41 @@ def open_run_atlas(run: Run, paths: Sequence[str | Path] | None = None) -> Atlas
     InputError
         If it is gone, has another number of cells, or other cells: some are encoded again and compared.
     """
+    listed = _paths(run, paths)
+    layers = [_LAYERS.get(name, name.removeprefix("layers/")) for name in map(str, run.meta["input"]["matrix"])]
+    if len(layers) != len(listed):  # the stores were put together since, or taken apart
+        layers = [layers[0] if len(set(layers)) == 1 else None] * len(listed)
+    atlas = open_atlas(listed, layer=layers)
+    _check_number(run, atlas.n_cells, listed)
+    _check_cells(run, atlas)
+    return atlas
+
+
+def open_run_obs(run: Run, paths: Sequence[str | Path] | None = None) -> list[ObsStore]:
+    """The tables of cells of the atlas of a run; its counts need not be there any more.
+
+    Raises
+    ------
+    InputError
+        If it is gone, or has another number of cells.
+    """
+    listed = _paths(run, paths)
+    stores = open_obs(listed)
+    _check_number(run, sum(store.n_cells for store in stores), listed)
+    return stores
+
+
+def _paths(run: Run, paths: Sequence[str | Path] | None) -> list[str]:
     listed = [str(path) for path in paths] if paths else run.input_paths
     for path in listed:
         if is_lost(path):
             raise InputError(f"{path}: the atlas of {run.path} is not there any more; say where it is with --atlas.")
-    matrices = {str(name) for name in run.meta["input"]["matrix"]}
-    layer = None
-    if len(matrices) == 1:
-        name = matrices.pop()
-        layer = "raw" if name == "raw/X" else name.removeprefix("layers/")
-    atlas = open_atlas(listed, layer=layer)
-    if atlas.n_cells != run.n_cells:
-        raise InputError(f"{', '.join(listed)}: {atlas.n_cells} cells, but {run.path} encodes {run.n_cells}.")
-    _check_cells(run, atlas)
-    return atlas
+    return listed
+
+
+def _check_number(run: Run, n_cells: int, paths: list[str]) -> None:
+    if n_cells != run.n_cells:
+        raise InputError(f"{', '.join(paths)}: {n_cells} cells, but {run.path} encodes {run.n_cells}.")
 
 
 def refuse_other_cell(run: Run, atlas: Atlas, cell: int) -> NoReturn:

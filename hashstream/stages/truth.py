@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.atlas import open_atlas
+from hashstream.atlas import joined_column
 from hashstream.errors import InputError
-from hashstream.locations import is_lost
 from hashstream.runtime.run import Run
+from hashstream.stages.run_atlas import open_run_obs
 
 
 def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None) -> tuple[NDArray[np.int32], list[str]]:
@@ -34,20 +34,15 @@ def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None)
     InputError
         If the atlas is gone, has another number of cells, or no such column.
     """
-    paths = [str(p) for p in atlas] if atlas else run.input_paths
-    for path in paths:
-        if is_lost(path):
-            raise InputError(f"{path}: the atlas of {run.path} is not there any more; say where it is with --atlas.")
-    column = open_atlas(paths).obs_column(key)
-    if len(column) != run.n_cells:
-        raise InputError(f"{', '.join(paths)}: {len(column)} cells, but {run.path} encodes {run.n_cells}.")
+    stores = open_run_obs(run, atlas)
+    column = joined_column(stores, key)
     import pandas as pd
 
     values = column.astype("string")
     categories = pd.Categorical(values)
     names = [str(name) for name in categories.categories]
     if not names:
-        raise InputError(f"{', '.join(paths)}: obs[{key!r}] holds no values.")
+        raise InputError(f"{', '.join(str(store.path) for store in stores)}: obs[{key!r}] holds no values.")
     return np.asarray(categories.codes, dtype=np.int32), names
 
 

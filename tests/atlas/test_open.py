@@ -80,7 +80,7 @@ def test_streams_what_anndata_reads(
 def test_names_of_cells_come_in_blocks(
     small_adata: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hashstream.atlas.open._NAMES_AT_ONCE", 64)
+    monkeypatch.setattr("hashstream.atlas.obs._NAMES_AT_ONCE", 64)
     part = small_adata[:200].copy()
     part.obs.index.name = "barcode"
     part.write_h5ad(tmp_path / "plain.h5ad")

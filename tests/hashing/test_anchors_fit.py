@@ -14,13 +14,13 @@ import scipy.sparse as sp
 
 from hashstream.annotate.anchors import Anchors
 from hashstream.atlas import Atlas, open_atlas
+from hashstream.atlas.draw import balanced_rows, draw_labelled, draw_rows, gene_columns, read_cells
 from hashstream.errors import MissingDependencyError, SettingsError, TrainingError
 from hashstream.hashing import Hasher
 from hashstream.hashing.anchors import AnchorSettings, fit_anchors
 from hashstream.hashing.anchors.batches import InMemory, Streamed
 from hashstream.hashing.anchors.cells import Cells, Standardised
 from hashstream.hashing.anchors.classes import split_validation
-from hashstream.hashing.anchors.draw import balanced_rows, draw_labelled, gene_columns, read_cells
 from hashstream.kernels import encode_rows, unpack_bits
 from hashstream.runtime.events import Silent
 from tests.synthetic import make_adata
@@ -260,6 +260,28 @@ def test_balanced_rows() -> None:
     rows = balanced_rows(labels, 3, 65, rng=rng)
     assert (np.diff(rows) > 0).all()
     assert not np.array_equal(rows, balanced_rows(labels, 3, 65, rng=rng))
+
+
+def test_rows_of_each_class_are_drawn_from_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    classes = rng.integers(-1, 3, 5000).astype(np.int32)
+    wanted = np.array([0, 40, int((classes == 2).sum())])
+    rows = draw_rows(classes, wanted, rng=np.random.default_rng(7))
+    assert (np.diff(rows) > 0).all()
+    assert np.bincount(classes[rows], minlength=3).tolist() == wanted.tolist()
+    assert np.array_equal(rows[classes[rows] == 2], np.flatnonzero(classes == 2))
+    # one of each fortieth of the class
+    ones = np.flatnonzero(classes == 1)
+    parts = np.linspace(0, len(ones), 41).astype(int)
+    place = np.searchsorted(ones, rows[classes[rows] == 1])
+    assert np.array_equal(np.searchsorted(parts, place, side="right") - 1, np.arange(40))
+    monkeypatch.setattr("hashstream.atlas.draw._BLOCK_ROWS", 333)
+    assert np.array_equal(rows, draw_rows(classes, wanted, rng=np.random.default_rng(7)))
+    times = np.zeros(50)
+    for _ in range(2000):
+        times[draw_rows(np.arange(50) % 7 > 0, np.array([0, 10]), rng=rng)] += 1
+    assert times[::7].sum() == 0
+    assert 300 < times[np.arange(50) % 7 > 0].min() <= times.max() < 660
 
 
 def test_split_is_stratified() -> None:

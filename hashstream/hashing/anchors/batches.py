@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas
+from hashstream.atlas.draw import balanced_rows, draw_rows, gene_columns, read_cells
 from hashstream.hashing.anchors.cells import Cells, Standardised
-from hashstream.hashing.anchors.draw import balanced_rows, gene_columns, read_cells
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -116,8 +116,7 @@ class Streamed:
         if self._balanced:
             rows = balanced_rows(self._labels, self._n_classes, n_wanted, rng=rng)
         else:
-            known = np.flatnonzero(self._labels >= 0)
-            rows = np.sort(rng.choice(known, min(n_wanted, len(known)), replace=False))
+            rows = draw_rows(self._labels >= 0, np.array([0, min(n_wanted, self.sizes.sum())]), rng=rng)
         blocks = read_cells(self._atlas, rows, self._columns)
         cells = Cells.from_blocks(blocks, self._n_genes, self._target_sum)
         return self._z.of(cells), self._labels[cells.rows].astype(np.int64)

@@ -12,11 +12,11 @@ from threadpoolctl import threadpool_limits
 
 from hashstream.annotate.anchors import Anchors
 from hashstream.atlas import Atlas
+from hashstream.atlas.draw import draw_labelled
 from hashstream.errors import SettingsError
 from hashstream.hashing.anchors.batches import Streamed
 from hashstream.hashing.anchors.cells import Cells, LabelledCells, Standardised
 from hashstream.hashing.anchors.classes import Classes, all_classes
-from hashstream.hashing.anchors.draw import draw_labelled
 from hashstream.hashing.anchors.settings import AnchorSettings
 from hashstream.hashing.device import choose_device
 from hashstream.hashing.hasher import Hasher

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.atlas import Atlas
+from hashstream.atlas.open import Atlas
 from hashstream.atlas.sample import (
     Sample,
     SampleBlock,
-    _affordable_cells,
-    _block,
-    _largest,
+    affordable_cells,
+    largest,
     raise_on_bad_rows,
+    sample_block,
     shared_genes,
 )
 from hashstream.atlas.stream import plan_ranges, stream_chunks
@@ -23,6 +24,7 @@ from hashstream.kernels import row_totals
 
 #: Share of the drawn cells that may be without a label, where there are any.
 _UNLABELLED_SHARE = 0.2
+_BLOCK_ROWS = 1 << 20
 
 
 def balanced_rows(
@@ -35,22 +37,67 @@ def balanced_rows(
     labels : (n_cells,) int32
         -1 where there is none.
     """
-    sizes = np.bincount(labels[labels >= 0], minlength=n_classes)
+    sizes = _sizes(labels, n_classes)
     if sizes.sum() <= n_wanted:
         return np.flatnonzero(labels >= 0)
     # The largest number a class at which the total fits: classes below it give their surplus to the others.
     rising = np.sort(sizes)
     room = (n_wanted - np.cumsum(rising) + rising) / np.arange(n_classes, 0, -1)
     quota = max(int(room[int((rising > room).argmax())]), 1)
-    # A random number for each cell, and those that are smallest within their class.
-    key = rng.random(len(labels))
-    order = np.lexsort((key, labels))
-    first = int((labels < 0).sum())
-    rank = np.empty(len(labels), dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)])[:-1] + first
-    rank[order] = np.arange(len(labels))
-    rank -= starts[labels]
-    return np.flatnonzero((labels >= 0) & (rank < quota))
+    return draw_rows(labels, np.minimum(sizes, quota), rng=rng)
+
+
+def draw_rows(
+    classes: NDArray[np.integer | np.bool_], n_wanted: NDArray[np.integer], *, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """So many rows of each class, ascending, spread over all of its rows.
+
+    The rows of a class are cut into as many equal strata as are wanted, and one is drawn from each; beside `classes`
+    that takes memory for what is wanted only.
+
+    Parameters
+    ----------
+    classes : (n_cells,) integer or bool
+        Rows below 0 belong to no class.
+    n_wanted : (n_classes,) integer
+        At most the size of each class.
+    """
+    n_classes = len(n_wanted)
+    sizes = _sizes(classes, n_classes)
+    offsets = np.cumsum(sizes) - sizes
+    wanted = np.concatenate(
+        [first + _strata(int(n), int(m), rng) for first, n, m in zip(offsets, sizes, n_wanted, strict=True)]
+    )
+    met, found = offsets.copy(), []
+    for number, block in enumerate(_blocks(classes)):
+        rows = np.flatnonzero(block >= 0)
+        rows = rows[np.argsort(block[rows], kind="stable")]
+        n_here = np.bincount(block[rows], minlength=n_classes)
+        # The place of each row among all rows, put in the order of their classes.
+        places = np.arange(len(rows)) + np.repeat(met - (np.cumsum(n_here) - n_here), n_here)
+        at = np.minimum(np.searchsorted(wanted, places), max(len(wanted) - 1, 0))
+        if len(wanted):
+            found.append(np.sort(rows[wanted[at] == places]) + number * _BLOCK_ROWS)
+        met += n_here
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def _sizes(classes: NDArray[np.integer | np.bool_], n_classes: int) -> NDArray[np.int64]:
+    """(n_classes,) int64 rows of each class."""
+    sizes = np.zeros(n_classes, np.int64)
+    for block in _blocks(classes):
+        sizes += np.bincount(block[block >= 0], minlength=n_classes)
+    return sizes
+
+
+def _blocks(classes: NDArray[np.integer | np.bool_]) -> Iterator[NDArray[np.integer | np.bool_]]:
+    return (classes[start : start + _BLOCK_ROWS] for start in range(0, len(classes), _BLOCK_ROWS))
+
+
+def _strata(size: int, n_wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(n_wanted,) int64 numbers below `size`, ascending, one of each of `n_wanted` equal parts."""
+    edges = np.linspace(0, size, n_wanted + 1).astype(np.int64)
+    return edges[:-1] + rng.integers(0, np.diff(edges))
 
 
 def draw_labelled(
@@ -64,16 +111,16 @@ def draw_labelled(
     whole : bool
         Whether every labelled cell was taken.
     """
-    n_wanted = _affordable_cells(atlas, n_cells, max_nnz)
-    unlabelled = np.flatnonzero(labels < 0)
-    n_unlabelled = min(len(unlabelled), int(_UNLABELLED_SHARE * n_wanted))
-    n_labelled = len(labels) - len(unlabelled)
+    n_wanted = affordable_cells(atlas, n_cells, max_nnz)
+    n_labelled = int(np.count_nonzero(labels >= 0))
+    n_without = len(labels) - n_labelled
+    n_unlabelled = min(n_without, int(_UNLABELLED_SHARE * n_wanted))
     if n_labelled < n_wanted - n_unlabelled:
-        n_unlabelled = min(len(unlabelled), n_wanted - n_labelled)
+        n_unlabelled = min(n_without, n_wanted - n_labelled)
     rows = balanced_rows(labels, n_classes, n_wanted - n_unlabelled, rng=rng)
     whole = len(rows) == n_labelled
     if n_unlabelled:
-        rows = np.sort(np.concatenate([rows, rng.choice(unlabelled, n_unlabelled, replace=False)]))
+        rows = np.sort(np.concatenate([rows, draw_rows(labels < 0, np.array([0, n_unlabelled]), rng=rng)]))
     names, ids, columns = shared_genes(atlas)
     return Sample(tuple(read_cells(atlas, rows, columns)), names, ids), whole
 
@@ -82,7 +129,7 @@ def gene_columns(atlas: Atlas, names: NDArray[np.object_]) -> list[NDArray[np.in
     """For each store the number of each of its columns among `names`, or the largest number of the type."""
     dtype = np.dtype(np.uint16 if len(names) < np.iinfo(np.uint16).max else np.int32)
     position = {str(name): i for i, name in enumerate(names)}
-    absent = _largest(dtype)
+    absent = largest(dtype)
     return [np.asarray([position.get(str(n), absent) for n in s.gene_names], dtype=dtype) for s in atlas.stores]
 
 
@@ -109,7 +156,7 @@ def read_cells(atlas: Atlas, rows: NDArray[np.int64], columns: list[NDArray[np.i
         raise_on_bad_rows(flags, first_row=chunk.start - atlas.offsets[span.store], where=store.matrix.where)
         first, last = np.searchsorted(rows, [span.start, span.stop])
         drawn = rows[first:last] - chunk.start
-        block = _block(chunk.take(drawn), columns[span.store], totals[drawn])
+        block = sample_block(chunk.take(drawn), columns[span.store], totals[drawn])
         if len(block.totals):
             blocks.append(replace(block, rows=rows[first:last][block.rows]))
     if not blocks:

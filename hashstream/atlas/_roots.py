@@ -1,0 +1,120 @@
+"""Open the root of an AnnData store: an HDF5 file, a zarr folder, or a zarr folder at a URL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hashstream.errors import HashStreamError, InputError
+from hashstream.locations import locate
+
+if TYPE_CHECKING:
+    from hashstream.atlas.remote import Transfers
+
+Paths = str | Path | Sequence[str | Path]
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+class Root(NamedTuple):
+    """The root of a store, opened.
+
+    Attributes
+    ----------
+    path : Path or str
+        A URL is a string.
+    format : {"h5ad", "zarr"}
+    root
+        The open zarr or HDF5 group.
+    is_group : callable
+        Whether a node below it is a group.
+    """
+
+    path: Path | str
+    format: str
+    root: Any
+    is_group: Callable[[Any], bool]
+
+
+@contextmanager
+def opening(path: Path | str) -> Iterator[None]:
+    """Whatever a storage library raises at metadata that it cannot make sense of becomes an InputError."""
+    try:
+        yield
+    except (HashStreamError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path}: cannot be opened ({type(error).__name__}: {error}). The store is damaged, or not written by "
+            "AnnData: copy it again, or rebuild it from its source with `hashstream ingest`."
+        ) from error
+
+
+def open_roots(paths: Paths) -> list[Root]:
+    """Open one AnnData store, or several; raises what `hashstream.atlas.open_atlas` does."""
+    listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not listed:
+        raise InputError("no atlas given; name at least one AnnData store (.zarr or .h5ad).")
+    places = [locate(path) for path in listed]
+    transfers = _transfers() if any(isinstance(place, str) for place in places) else None
+    opened = [_open_root(place, transfers) for place in places]
+    for path, _, root, _ in opened:
+        with opening(path):
+            for name in ("obs", "var"):
+                if name not in root:
+                    raise InputError(f"{path}: not an AnnData store: it has no {name!r}.")
+    return opened
+
+
+def _open_root(path: Path | str, transfers: Transfers | None) -> Root:
+    if isinstance(path, str):
+        import zarr
+
+        from hashstream.atlas.remote import open_remote
+
+        return Root(path, "zarr", open_remote(path, transfers), lambda node: isinstance(node, zarr.Group))
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; expected an AnnData store (.zarr or .h5ad).")
+    if path.is_dir():
+        return _open_zarr(path)
+    with path.open("rb") as handle:
+        signature = handle.read(len(_HDF5_SIGNATURE))
+    if signature != _HDF5_SIGNATURE:
+        raise InputError(
+            f"{path}: neither a zarr folder nor an HDF5 file. Other formats (loom, 10x, mtx, csv) are converted once "
+            "with `hashstream ingest SOURCE ATLAS.zarr`."
+        )
+    import h5py
+
+    from hashstream.atlas._hdf5_links import check_self_contained
+
+    try:
+        root = h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened as HDF5 ({error}). The file is truncated or damaged.") from error
+    with opening(path):
+        check_self_contained(path, root)
+    return Root(path, "h5ad", root, lambda node: isinstance(node, h5py.Group))
+
+
+def _open_zarr(path: Path) -> Root:
+    import zarr
+
+    from hashstream.runtime.pipeline import use_fastest_pipeline
+
+    use_fastest_pipeline()
+    if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        raise InputError(f"{path}: a folder, but not a zarr store (no zarr.json or .zgroup in it).")
+    try:
+        return Root(path, "zarr", zarr.open_group(path, mode="r"), lambda node: isinstance(node, zarr.Group))
+    except Exception as error:
+        raise InputError(f"{path}: cannot be opened as zarr ({type(error).__name__}: {error}).") from error
+
+
+def _transfers() -> Transfers:
+    """What stores at URLs share, so that what they hold does not grow with their number."""
+    from hashstream.atlas._remote_client import RemoteSettings
+    from hashstream.atlas.remote import Transfers
+
+    return Transfers(RemoteSettings.from_environment())

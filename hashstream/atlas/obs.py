@@ -1,0 +1,152 @@
+"""The table of cells (obs) of AnnData stores, whatever their matrices hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashstream.atlas._elements import read_element, text_blocks
+from hashstream.atlas._roots import Paths, open_roots, opening
+from hashstream.atlas.layout import check_lengths
+from hashstream.errors import HashStreamError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NAMES_AT_ONCE = 1 << 17
+
+
+@dataclass
+class ObsStore:
+    """One AnnData file or folder, opened lazily, of which the table of cells is wanted.
+
+    Attributes
+    ----------
+    path : Path or str
+        A URL is a string.
+    format : {"h5ad", "zarr"}
+    root
+        The open zarr or HDF5 group.
+    """
+
+    path: Path | str
+    format: str
+    root: Any
+
+    @property
+    def n_cells(self) -> int:
+        """Cells that the table states."""
+        n_rows = stated_rows(self._node("obs"))
+        if n_rows is None:
+            raise InputError(f"{self.path}: obs has no index, so that its cells cannot be counted.")
+        return n_rows
+
+    def obs_columns(self) -> list[str]:
+        """Names of the columns of obs, without the index."""
+        return self._columns("obs")
+
+    def _columns(self, table: str) -> list[str]:
+        node = self._node(table)
+        order = dict(node.attrs).get("column-order")
+        names = list(node.keys()) if order is None else [n.decode() if isinstance(n, bytes) else str(n) for n in order]
+        index = dict(node.attrs).get("_index", "_index")
+        return [name for name in names if name != index]
+
+    def obs_column(self, key: str) -> pd.Series:
+        """One column of obs, whole: (n_cells,).
+
+        Raises
+        ------
+        InputError
+            If there is no such column.
+        """
+        if key not in self.obs_columns():
+            raise InputError(
+                f"{self.path}: obs has no column {key!r}; it has {', '.join(map(repr, self.obs_columns())) or 'none'}."
+            )
+        import pandas as pd
+
+        values = pd.Series(self._read_element(f"obs/{key}", self.n_cells))
+        if len(values) != self.n_cells:
+            raise InputError(f"{self.path}: obs[{key!r}] has {len(values)} rows, expected {self.n_cells}.")
+        return values
+
+    def obs_names(self) -> NDArray[np.object_]:
+        return np.concatenate([np.empty(0, object), *self.iter_obs_names()])
+
+    def iter_obs_names(self) -> Iterator[NDArray[np.object_]]:
+        """Names of the cells as strings, in blocks: all of them can take more memory than anything else.
+
+        Raises
+        ------
+        InputError
+            If they cannot be read, or there are more or fewer than cells.
+        """
+        name = f"obs/{dict(self._node('obs').attrs).get('_index', '_index')}"
+        blocks: Iterator[NDArray[np.object_]] = self._read(name, self.n_cells, lambda n: text_blocks(n, _NAMES_AT_ONCE))
+        n_read = 0
+        while (block := self._read(name, self.n_cells, lambda _: next(blocks, None))) is not None:
+            n_read += len(block)
+            yield block
+        if n_read != self.n_cells:
+            raise InputError(f"{self.path}: {name} has {n_read} rows, expected {self.n_cells}.")
+
+    def _node(self, name: str) -> Any:
+        with opening(self.path):
+            try:
+                return self.root[name]
+            except KeyError as error:
+                raise InputError(f"{self.path}: not an AnnData store: it has no {name!r}.") from error
+
+    def _read_element(self, name: str, n_rows: int) -> Any:
+        return self._read(name, n_rows, read_element)
+
+    def _read(self, name: str, n_rows: int, how: Callable[[Any], Any]) -> Any:
+        node = self._node(name)
+        with opening(self.path):
+            check_lengths(node, n_rows, f"{self.path}: {name}")
+        try:
+            return how(node)
+        except HashStreamError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{self.path}: {name} cannot be read ({type(error).__name__}: {error}). "
+                "The file is damaged, or not written by AnnData."
+            ) from error
+
+
+def open_obs(paths: Paths) -> list[ObsStore]:
+    """The tables of cells of one or several stores; no counts are looked for.
+
+    Raises
+    ------
+    InputError
+        If a path is missing or no AnnData store; if a URL cannot be read.
+    """
+    return [ObsStore(opened.path, opened.format, opened.root) for opened in open_roots(paths)]
+
+
+def stated_rows(obs: Any) -> int | None:
+    """How many rows a table states, by its index; None where it does not tell without being read."""
+    index = dict(obs.attrs).get("_index", "_index") if hasattr(obs, "keys") else None
+    names = obs if index is None else obs[index] if isinstance(index, str) and index in obs else None
+    if names is not None and hasattr(names, "keys"):  # categories, or strings of which some are missing
+        names = next((names[part] for part in ("codes", "values") if part in names), None)
+    shape = getattr(names, "shape", None)
+    return int(shape[0]) if shape else None
+
+
+def joined_column(stores: Sequence[ObsStore], key: str) -> pd.Series:
+    """A column of obs over some stores, as strings or numbers: (n_cells,)."""
+    columns = [store.obs_column(key) for store in stores]
+    if len(columns) == 1:
+        return columns[0]
+    import pandas as pd
+
+    return pd.concat([c.astype(object) for c in columns], ignore_index=True).astype("category")
