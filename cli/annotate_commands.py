@@ -37,6 +37,13 @@ pass_session = click.pass_obj
     help="--reference: the votes for a cell's bucket, or the label that its own whole code then fits best; auto: by "
     "cell above 16 cells a bucket.",
 )
+@click.option(
+    "--novel-rate",
+    type=click.FloatRange(0, 1, max_open=True),
+    show_default=True,
+    help="--reference: cells that look like no type of it as little as this share of its own cells do are 'unknown', "
+    "too; 0: none.",
+)
 @click.option("--majority", is_flag=True, help="Add label_majority: the label of most cells of each cluster.")
 @click.option(
     "--min-share", type=click.FloatRange(0, 1), show_default=True, help="Share of a cluster that --majority needs."
@@ -54,6 +61,7 @@ def annotate(
     hierarchy: Path | None,
     parents: str | None,
     assign: str,
+    novel_rate: float,
     majority: bool,
     min_share: float,
     atlas: tuple[Path | str, ...],
@@ -66,9 +74,9 @@ def annotate(
 
     if (hasher is None) == (reference is None):
         raise click.UsageError("give either --hasher (of `fit --method anchors`) or --reference with --labels.")
-    if hasher is not None and (labels is not None or parents is not None or options.asked("assign")):
+    if hasher is not None and (labels is not None or parents is not None or options.asked("assign", "novel_rate")):
         raise click.UsageError(
-            "--labels, --parents and --assign go with --reference; the anchors of --hasher have their labels."
+            "--labels, --parents, --assign and --novel-rate go with --reference; the anchors of --hasher have theirs."
         )
     if reference is not None and labels is None:
         raise click.UsageError("--reference needs --labels KEY: the column of its obs with the labels.")
@@ -89,6 +97,7 @@ def annotate(
             hierarchy=hierarchy,
             parents_key=parents,
             assign=assign,
+            novel_rate=novel_rate,
         )
     if majority:
         result = {**result, "majority": majority_labels(Run.open(run), min_share=min_share)}

@@ -83,7 +83,9 @@ simulation = _combine(
 )
 
 
-def asked(option: str) -> bool:
-    """Whether an option was given on the command line or in the environment."""
-    given = click.get_current_context().get_parameter_source(option)
-    return given in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+def asked(*options: str) -> list[str]:
+    """Those of some options that were given on the command line or in the environment, as they are called there."""
+    context = click.get_current_context()
+    named = {parameter.name: parameter.opts[-1] for parameter in context.command.params}
+    given = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return [str(named[option]) for option in options if context.get_parameter_source(option) in given]

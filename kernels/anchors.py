@@ -201,6 +201,63 @@ def _score(  # type: ignore[no-untyped-def]
         sharing[row] = shared
 
 
+@jit
+def _best(codes, table, offset, first, units):  # type: ignore[no-untyped-def]
+    n_classes = len(offset)
+    sums = np.empty(n_classes, np.int32)
+    for row in range(len(codes)):
+        code = codes[row]
+        sums[:] = offset
+        for nibble in range(len(table)):
+            part = table[nibble, _nibble(code, 4 * nibble)]
+            for c in range(n_classes):
+                sums[c] += part[c]
+        best = 0
+        for c in range(1, n_classes):
+            if sums[c] > sums[best]:
+                best = c
+        first[row], units[row] = best, sums[best]
+
+
+def best_classes(
+    codes: Any, weights: NDArray[np.int16], offset: NDArray[np.int32], *, n_threads: int = 1
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The class with the largest ``weights @ bits + offset`` for each code, bits being +-1, and that sum.
+
+    Parameters
+    ----------
+    codes : (n, n_words) uint64
+    weights : (n_classes, n_bits) int16
+    offset : (n_classes,) int32
+        Sums stay within int32.
+    n_threads
+
+    Returns
+    -------
+    classes : (n,) int32
+        The first of equal ones.
+    sums : (n,) int32
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the codes are no uint64 matrix or shorter than the weights.
+    """
+    codes, (n_classes, n_bits) = codes_array(codes), weights.shape
+    if codes.shape[1] < words_for_bits(n_bits):
+        raise ValueError(f"codes have {codes.shape[1]} words, expected at least {words_for_bits(n_bits)}")
+    if n_classes < 1 or offset.shape != (n_classes,):
+        raise ValueError(f"{n_classes} classes and offsets {offset.shape}, expected one class or more, one offset each")
+    classes, sums = np.empty(len(codes), np.int32), np.empty(len(codes), np.int32)
+    table, start_at = nibble_table(weights), np.ascontiguousarray(offset, dtype=np.int32)
+
+    def work(start: int, stop: int) -> None:
+        _best(codes[start:stop], table, start_at, classes[start:stop], sums[start:stop])
+
+    share_rows(work, len(codes), n_threads)
+    return classes, sums
+
+
 def anchor_scores(codes: Any, tables: AnchorTables, *, n_threads: int = 1) -> AnchorScores:
     """The most probable classes of each code, and how well it fits the first.
 

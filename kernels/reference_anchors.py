@@ -1,4 +1,4 @@
-"""What the kernel of `anchors` means, in plain NumPy."""
+"""What the kernels of `anchors` mean, in plain NumPy."""
 
 from __future__ import annotations
 
@@ -43,3 +43,12 @@ def anchor_scores(
         agreement=agreement.astype(np.int32),
         common=(signs[:, n_bits:] @ common.astype(np.int64)).astype(np.int32),
     )
+
+
+def best_classes(
+    codes: NDArray[np.uint64], weights: NDArray[np.int16], offset: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Sums over unpacked bits."""
+    signs = 2 * unpack_bits(codes, weights.shape[1]).astype(np.int64) - 1
+    sums = signs @ weights.T.astype(np.int64) + offset
+    return sums.argmax(axis=1).astype(np.int32), sums.max(axis=1).astype(np.int32)

@@ -24,6 +24,8 @@ class Vote:
     ----------
     labels : (n_tokens,) int32
         Column of the label counts, -1 where the confidence is below the threshold.
+    best : (n_tokens,) int32
+        The winner, whatever its confidence.
     confidence : (n_tokens,) float64
         Share of the votes that went to the winner, 0 to 1.
     distance : (n_tokens,) float64
@@ -33,6 +35,7 @@ class Vote:
     """
 
     labels: NDArray[np.int32]
+    best: NDArray[np.int32]
     confidence: NDArray[np.float64]
     distance: NDArray[np.float64]
     shares: NDArray[np.float32] | None = None
@@ -85,11 +88,12 @@ def vote_labels(
     query_codes, reference_codes = query.codes & mask, reference.codes[labelled] & mask
     query_means = _unit(query.means)
     reference_means = np.ascontiguousarray(_unit(reference.means[labelled]).T)
-    labels = np.empty(query.n_tokens, dtype=np.int32)
+    best = np.empty(query.n_tokens, dtype=np.int32)
     confidence = np.empty(query.n_tokens)
     distance = np.empty(query.n_tokens)
     shares = np.empty((query.n_tokens, label_counts.shape[1]), dtype=np.float32) if keep_shares else None
-    rows_at_once = max(1, _BLOCK_ELEMENTS // len(labelled))
+    # The votes of each voter are held too, for each label (float64).
+    rows_at_once = max(1, _BLOCK_ELEMENTS // max(len(labelled), 2 * n_voters * label_counts.shape[1]))
     room = np.empty((min(rows_at_once, query.n_tokens), len(labelled)), dtype=np.float32)
     for start in range(0, query.n_tokens, rows_at_once):
         block = slice(start, min(start + rows_at_once, query.n_tokens))
@@ -99,14 +103,13 @@ def vote_labels(
         voting = np.cumsum(cells, axis=1) - cells < n_neighbours
         votes = np.matmul(voting.astype(np.float64)[:, None], votes_of[voters])[:, 0]
         total = votes.sum(axis=1)
-        labels[block] = votes.argmax(axis=1)
+        best[block] = votes.argmax(axis=1)
         confidence[block] = votes.max(axis=1) / total
         if shares is not None:
             shares[block] = votes / total[:, None]
         differing = np.bitwise_count(query_codes[block][:, None] ^ reference_codes[voters]).sum(axis=2, dtype=np.int64)
         distance[block] = (voting * cells * differing).sum(axis=1) / total
-    labels[confidence < unknown_threshold] = -1
-    return Vote(labels, confidence, distance, shares)
+    return Vote(np.where(confidence < unknown_threshold, np.int32(-1), best), best, confidence, distance, shares)
 
 
 def _unit(means: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -66,7 +66,7 @@ LABELS = (
         "label_distance", pa.float32(), "Hamming distance to the label's anchor, or the mean to the buckets that voted"
     ),
     Column("label_margin", pa.float32(), "probability of the best label less that of the second"),
-    Column("label_novelty", pa.float32(), "log-odds that the cell is of a type that was not learned"),
+    Column("label_novelty", pa.float32(), "how much the cell looks like a type that is not known"),
     Column("label_rejection", _NAMES, "why the label is 'unknown': ambiguous or novel; else empty"),
     Column("label_best", _NAMES, "most probable label, whether it was rejected or not"),
     Column("label_second", _NAMES, "second label; empty where there is none"),

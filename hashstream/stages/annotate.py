@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.annotate import UNKNOWN, vote_labels
+from hashstream.annotate import Vote, vote_labels
 from hashstream.annotate.hierarchy import hierarchical_labels, parents_from_counts, read_hierarchy
 from hashstream.errors import InputError, SettingsError
-from hashstream.runtime.arrow import category_array, number_array
-from hashstream.runtime.provenance import available_threads, peak_rss_bytes
+from hashstream.runtime.arrow import category_array
+from hashstream.runtime.provenance import available_threads
 from hashstream.runtime.run import Run
-from hashstream.runtime.schema import LABEL_LEVEL, LABELS
-from hashstream.stages.annotate_cells import annotate_cells
-from hashstream.stages.truth import bucket_counts, run_column
+from hashstream.runtime.schema import LABEL_LEVEL
+from hashstream.stages.annotate_cells import CELL_COLUMNS, labels_by_code
+from hashstream.stages.labels import Labelled, Novelty, write_labels
+from hashstream.stages.truth import bucket_counts, run_labels
 
+BUCKET_COLUMNS = ("label_confidence", "label_distance", "label_best")
 ASSIGNMENTS = ("auto", "bucket", "cell")
 #: Cells a bucket above which their own codes say more.
 COARSE = 16
@@ -36,6 +38,7 @@ def annotate(
     hierarchy: str | Path | None = None,
     parents_key: str | None = None,
     assign: str = "auto",
+    novel_rate: float = 0.02,
 ) -> dict[str, Any]:
     """Label a run by a labelled reference run, and write ``label`` and its confidence for every cell.
 
@@ -47,7 +50,7 @@ def annotate(
     reference
         Run of a labelled atlas, encoded with the same Hasher.
     labels
-        Column of the reference's obs; cells without a label do not vote.
+        Column of the reference's obs; cells without a label, or of the label 'unknown', do not vote.
     n_neighbours, unknown_threshold
         See `hashstream.annotate.vote_labels`.
     reference_atlas
@@ -60,16 +63,21 @@ def annotate(
         ``bucket``: cells have their bucket's label. ``cell``: from there each goes by its own code
         (`hashstream.stages.annotate_cells`); `unknown_threshold` is then a probability, and there are no hierarchies.
         ``auto``: by cell where the run has more than 16 cells a bucket and no hierarchy is given.
+    novel_rate
+        Cells that look like no type of the reference are 'unknown', too (`hashstream.annotate.novelty`): those that do
+        so as little as this share of the reference's own cells, batches aside. 0, or an `unknown_threshold` of 0: none.
 
     Raises
     ------
     InputError
         If the hashers differ, the reference has no labels, or the hierarchy has none of them.
     SettingsError
-        If both kinds of hierarchy are given, or one with ``cell``.
+        If both kinds of hierarchy are given, or one with ``cell``; or a rate that is no share.
     """
     if assign not in ASSIGNMENTS:
         raise SettingsError(f"--assign is {assign!r}; expected one of {', '.join(ASSIGNMENTS)}.")
+    if not 0 <= novel_rate < 1:
+        raise SettingsError(f"novel_rate is {novel_rate}; expected a share from 0, below 1.")
     if hierarchy is not None and parents_key is not None:
         raise SettingsError("a label hierarchy is given twice, by --hierarchy and by --parents; leave one out.")
     run = run if isinstance(run, Run) else Run.open(run)
@@ -84,17 +92,16 @@ def annotate(
     with_parents = hierarchy is not None or parents_key is not None
     if assign == "cell" and with_parents:
         raise SettingsError("--assign cell knows no hierarchies; leave out --hierarchy and --parents, or --assign.")
-    codes, names = run_column(reference, labels, atlas=reference_atlas)
+    codes, names = run_labels(reference, labels, atlas=reference_atlas)
     counts = bucket_counts(reference, codes, len(names))
     parents: dict[str, str] | None = None
     if hierarchy is not None:
         parents = read_hierarchy(hierarchy)
     elif parents_key is not None:
-        above, above_names = run_column(reference, parents_key, atlas=reference_atlas)
+        above, above_names = run_labels(reference, parents_key, atlas=reference_atlas)
         parents = parents_from_counts(_pairs(codes, above, len(names), len(above_names)), names, above_names)
-    tokens = run.tokens(halves=False)
     vote = vote_labels(
-        tokens,
+        run.tokens(halves=False),
         reference.tokens(halves=False),
         counts,
         n_neighbours=n_neighbours,
@@ -102,40 +109,55 @@ def annotate(
         keep_shares=parents is not None,
         n_threads=available_threads(),
     )
+    novelty = None
+    if unknown_threshold > 0 and novel_rate > 0:
+        novelty = Novelty.between(reference, codes, len(names), run, novel_rate=novel_rate)
+    by_cell = assign == "cell" or (assign == "auto" and run.n_cells > COARSE * run.n_buckets and not with_parents)
+    by_cell &= bool((vote.labels >= 0).any())
     record = {
         "reference": str(reference.path),
         "labels": labels,
         "n_labels": len(names),
+        "unlabelled_reference_cells": int(np.count_nonzero(codes < 0)),
         "n_neighbours": n_neighbours,
         "unknown_threshold": unknown_threshold,
+        "novel_rate": novel_rate,
         "hierarchy": parents_key if hierarchy is None else str(hierarchy),
+        "assigned_by": "cell" if by_cell else "bucket",
     }
-    coarse = run.n_cells > COARSE * run.n_buckets and not with_parents
-    if (assign == "cell" or (assign == "auto" and coarse)) and (vote.labels >= 0).any():
-        return annotate_cells(run, vote.labels, names, unknown_threshold=unknown_threshold, record=record, begin=begin)
-    all_names, found, confidence, levels = [*names], vote.labels, vote.confidence, None
+    columns: tuple[str, ...]
+    if by_cell:
+        columns = CELL_COLUMNS
+        own_names, label = labels_by_code(run, vote.labels, names, unknown_threshold=unknown_threshold)
+    else:
+        columns = BUCKET_COLUMNS if parents is None else (*BUCKET_COLUMNS, LABEL_LEVEL.name)
+        own_names, label = _labels_by_vote(vote, names, parents, unknown_threshold)
+    return write_labels(run, own_names, label, columns, novelty, record=record, begin=begin)
+
+
+def _labels_by_vote(
+    vote: Vote, names: list[str], parents: dict[str, str] | None, unknown_threshold: float
+) -> tuple[list[str], Callable[[NDArray[np.uint64], NDArray[np.int32]], Labelled]]:
+    """What gives cells the label of their bucket, or of an ancestor that has the votes, for `write_labels`."""
+    all_names, found, confidence, levels = names, vote.labels, vote.confidence, None
     if parents is not None and vote.shares is not None:
         raised = hierarchical_labels(vote.shares, names, parents, threshold=unknown_threshold)
         all_names, found, confidence, levels = [*raised.names], raised.labels, raised.confidence, raised.levels
     index = np.where(found < 0, len(all_names), found)
-    all_names.append(UNKNOWN)
-    cells = np.bincount(index, weights=tokens.counts, minlength=len(all_names)).astype(np.int64)
-    record |= {
-        "assigned_by": "bucket",
-        "cells": {name: int(n) for name, n in zip(all_names, cells, strict=True) if n},
-        "seconds": round(time.perf_counter() - begin, 3),
-        "peak_rss_bytes": peak_rss_bytes(),
-    }
-    columns = {
-        "label": category_array(all_names, index),
-        "label_confidence": number_array(confidence.astype(np.float32)),
-        "label_distance": number_array(vote.distance.astype(np.float32)),
-    }
-    if levels is not None:
-        columns[LABEL_LEVEL.name] = number_array(levels)
-    stale = [column.name for column in LABELS if column.name not in columns]
-    run.set_bucket_columns(columns, stage="annotate", record=record, without=stale)
-    return record
+    confidence, distance = confidence.astype(np.float32), vote.distance.astype(np.float32)
+
+    def label(codes: NDArray[np.uint64], buckets: NDArray[np.int32]) -> Labelled:
+        del codes
+        columns = {
+            "label_confidence": confidence[buckets],
+            "label_distance": distance[buckets],
+            "label_best": category_array(names, vote.best[buckets]),
+        }
+        if levels is not None:
+            columns[LABEL_LEVEL.name] = levels[buckets]
+        return Labelled(index[buckets], columns)
+
+    return all_names, label
 
 
 def _pairs(codes: NDArray[np.int32], above: NDArray[np.int32], n_names: int, n_above: int) -> NDArray[np.int64]:

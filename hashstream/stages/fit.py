@@ -20,6 +20,7 @@ from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish, remove
 from hashstream.runtime.memory import trim
 from hashstream.runtime.provenance import available_threads
+from hashstream.stages.truth import categories
 
 _CHECKPOINT = "checkpoint"
 FitSettings = PcaItqSettings | NeuralSettings
@@ -210,17 +211,14 @@ def fit(
 
 def _sampled_batches(atlas: Atlas, sample: Sample, key: str) -> NDArray[np.int32]:
     """Number of the batch of each sampled cell."""
-    import pandas as pd
-
-    values = pd.Categorical(atlas.obs_column(key).astype("string"))
-    rows = np.concatenate([block.rows for block in sample.blocks])
-    batches = np.asarray(values.codes, dtype=np.int32)[rows]
+    of_cell, names = categories(atlas.obs_column(key))
+    batches = of_cell[np.concatenate([block.rows for block in sample.blocks])]
     missing = int(np.count_nonzero(batches < 0))
     if missing:
         raise InputError(
-            f"{', '.join(map(str, atlas.paths))}: obs[{key!r}] lacks the batch of {missing} of {len(rows)} sampled "
+            f"{', '.join(map(str, atlas.paths))}: obs[{key!r}] lacks the batch of {missing} of {len(batches)} sampled "
             "cells; give each a value, or name another column with --batch-key."
         )
-    if len(values.categories) == 1:
+    if len(names) == 1:
         raise SettingsError(f"obs[{key!r}] has one value; leave --batch-key out.")
     return batches

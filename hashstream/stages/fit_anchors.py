@@ -16,6 +16,7 @@ from hashstream.hashing.anchors import AnchorSettings
 from hashstream.hashing.anchors import fit_anchors as learn_anchors
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path, publish, remove
+from hashstream.stages.truth import categories, without_unknown
 
 
 def fit_anchors(
@@ -39,7 +40,7 @@ def fit_anchors(
     target
         Folder to make: all that annotation needs.
     labels
-        Column of obs with the type of each cell; cells without a value are unlabelled.
+        Column of obs with the type of each cell; cells without a value, or of the type 'unknown', are unlabelled.
     batch_key
         Column of obs with the batch of each cell: genes are then ranked within batches.
     settings, seed
@@ -54,7 +55,7 @@ def fit_anchors(
     target, progress = Path(target), progress or Silent()
     check_target(target, force=force)
     atlas = open_atlas(sources, layer=layer)
-    codes, names = _column(atlas, labels)
+    codes, names = without_unknown(*_column(atlas, labels))
     batches = None
     if batch_key is not None:
         batches, found = _column(atlas, batch_key)
@@ -91,10 +92,7 @@ def fit_anchors(
 
 def _column(atlas: Atlas, key: str) -> tuple[NDArray[np.int32], list[str]]:
     """A column of obs: number of each cell's value, -1 without one, and the values."""
-    import pandas as pd
-
-    values = pd.Categorical(atlas.obs_column(key).astype("string"))
-    names = [str(name) for name in values.categories]
+    codes, names = categories(atlas.obs_column(key))
     if not names:
         raise InputError(f"{', '.join(map(str, atlas.paths))}: obs[{key!r}] holds no values.")
-    return np.asarray(values.codes, dtype=np.int32), names
+    return codes, names

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashstream.annotate import UNKNOWN
 from hashstream.atlas import joined_column
 from hashstream.errors import InputError
 from hashstream.runtime.run import Run
 from hashstream.stages.run_atlas import open_run_obs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None) -> tuple[NDArray[np.int32], list[str]]:
@@ -36,14 +41,32 @@ def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None)
     """
     stores = open_run_obs(run, atlas)
     column = joined_column(stores, key)
-    import pandas as pd
-
-    values = column.astype("string")
-    categories = pd.Categorical(values)
-    names = [str(name) for name in categories.categories]
+    codes, names = categories(column)
     if not names:
         raise InputError(f"{', '.join(str(store.path) for store in stores)}: obs[{key!r}] holds no values.")
-    return np.asarray(categories.codes, dtype=np.int32), names
+    return codes, names
+
+
+def run_labels(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None) -> tuple[NDArray[np.int32], list[str]]:
+    """As `run_column`, for a column of types: 'unknown' is none, as it is what cells without a label are called."""
+    return without_unknown(*run_column(run, key, atlas=atlas))
+
+
+def without_unknown(codes: NDArray[np.int32], names: list[str]) -> tuple[NDArray[np.int32], list[str]]:
+    """Categories without 'unknown', whose cells have no value then."""
+    if UNKNOWN not in names:
+        return codes, names
+    left_out = names.index(UNKNOWN)
+    codes = np.where(codes == left_out, np.int32(-1), codes - (codes > left_out)).astype(np.int32)
+    return codes, [name for name in names if name != UNKNOWN]
+
+
+def categories(column: pd.Series) -> tuple[NDArray[np.int32], list[str]]:
+    """A column of obs as categories: (n_cells,) int32, -1 where the value is missing, and their names, sorted."""
+    import pandas as pd
+
+    values = pd.Categorical(column.astype("string"))
+    return np.asarray(values.codes, dtype=np.int32), [str(name) for name in values.categories]
 
 
 def bucket_counts(run: Run, codes: NDArray[np.int32], n_values: int) -> NDArray[np.int64]:

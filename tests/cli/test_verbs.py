@@ -170,6 +170,9 @@ def test_export_into_an_existing_zarr(hashstream: Cli, runs: Path) -> None:
             "label",
             "label_confidence",
             "label_distance",
+            "label_novelty",
+            "label_rejection",
+            "label_best",
         ]
         assert out.obsm["X_hash"].shape == (500, 64)
     before = anndata.read_zarr(runs / "own.zarr").obs["cluster"].tolist()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashstream.kernels import reference_anchors as plain
-from hashstream.kernels.anchors import AnchorTables, anchor_scores
+from hashstream.kernels.anchors import AnchorTables, anchor_scores, best_classes
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,3 +60,32 @@ def test_short_codes_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="at least 2"):
         anchor_scores(np.zeros((1, 1), np.uint64), tables)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.sampled_from([0, 1, 2, 63, 200]),
+    n_classes=st.sampled_from([1, 2, 3, 17, 54]),
+    n_bits=st.sampled_from([1, 16, 50, 63, 64, 65, 256]),
+    spread=st.sampled_from([1, 4, 32_000]),
+    n_threads=st.sampled_from([1, 3]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_best_classes_are_those_of_the_largest_sums(
+    n: int, n_classes: int, n_bits: int, spread: int, n_threads: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 2**64, (2 * n, -(-n_bits // 64) + int(rng.integers(2))), dtype=np.uint64)[::2]
+    weights = rng.integers(-spread, spread + 1, (n_classes, n_bits)).astype(np.int16)
+    offset = rng.integers(-spread, spread + 1, n_classes).astype(np.int32)
+    found = best_classes(codes, weights, offset, n_threads=n_threads)
+    for array, meant in zip(found, plain.best_classes(codes, weights, offset), strict=True):
+        np.testing.assert_array_equal(array, meant)
+        assert array.dtype == meant.dtype
+
+
+def test_best_classes_of_arrays_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        best_classes(np.zeros((1, 1), np.uint64), np.ones((2, 65), np.int16), np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="one offset each"):
+        best_classes(np.zeros((1, 1), np.uint64), np.ones((2, 64), np.int16), np.zeros(3, np.int32))

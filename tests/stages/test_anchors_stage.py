@@ -83,7 +83,7 @@ def test_labels_of_a_vote_replace_those_of_anchors(made: Path) -> None:
 
     annotate_by_anchors(made / "run", hasher=made / "hasher")
     annotate(made / "run", reference=made / "run", labels="cell_type")
-    assert "label_rejection" not in Run.open(made / "run").cell_columns()
+    assert "label_third" not in Run.open(made / "run").cell_columns()
 
 
 def test_genes_of_a_type_are_explained_by_its_anchor(made: Path, tmp_path: Path) -> None:
@@ -209,7 +209,13 @@ def test_a_parent_has_the_votes_of_its_children(made: Path, tmp_path: Path) -> N
     adata.write_h5ad(tmp_path / "reference.h5ad")
     reference = encode(tmp_path / "reference.h5ad", tmp_path / "reference", hasher=made / "hasher")
     assert reference is not None
-    options = {"reference": reference, "labels": "cell_type", "n_neighbours": 150, "unknown_threshold": 0.9}
+    options = {
+        "reference": reference,
+        "labels": "cell_type",
+        "n_neighbours": 150,
+        "unknown_threshold": 0.9,
+        "novel_rate": 0,
+    }
     plain = annotate(made / "run", **options)
     found = annotate(made / "run", **options, parents_key="coarse")
     assert plain["cells"]["unknown"] > 0

@@ -11,7 +11,7 @@ import pytest
 from hashstream.errors import SettingsError
 from hashstream.runtime.run import Run
 from hashstream.stages.annotate import annotate
-from hashstream.stages.annotate_cells import COLUMNS
+from hashstream.stages.annotate_cells import CELL_COLUMNS
 from hashstream.stages.encode import encode
 from hashstream.stages.encode_plan import EncodeSettings
 
@@ -43,7 +43,7 @@ def test_cells_are_labelled_better_than_their_buckets(coarse: tuple[Path, Path, 
     assert 1 - (found == truth).mean() < 0.5 * (1 - by_bucket)
     names, counts = np.unique(found, return_counts=True)
     assert dict(zip(names, counts, strict=True)) == record["cells"]
-    assert set(COLUMNS) <= set(Run.open(run).cell_columns())
+    assert set(CELL_COLUMNS) <= set(Run.open(run).cell_columns())
     assert "label_distance" not in Run.open(run).cell_columns()
     assert np.array_equal(column(run, "label_best"), found)
     second, runner_up = column(run, "label_second"), column(run, "label_second_probability")
@@ -54,9 +54,10 @@ def test_cells_are_labelled_better_than_their_buckets(coarse: tuple[Path, Path, 
 
 def test_unsure_cells_are_unknown(coarse: tuple[Path, Path, np.ndarray]) -> None:
     run, reference, _ = coarse
-    annotate(run, reference=reference, labels="cell_type", assign="cell", unknown_threshold=0.9)
+    annotate(run, reference=reference, labels="cell_type", assign="cell", unknown_threshold=0.9, novel_rate=0)
     found, confidence = column(run, "label"), column(run, "label_confidence")
     assert np.array_equal(found == "unknown", confidence < np.float32(0.9))
+    assert np.array_equal(found == "unknown", column(run, "label_rejection") == "ambiguous")
     assert (found == "unknown").any()
     assert (found != "unknown").any()
 
@@ -67,7 +68,7 @@ def test_one_label(small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_
     adata.obs["kind"] = "cell"
     adata.write_h5ad(tmp_path / "one.h5ad")
     encode(tmp_path / "one.h5ad", tmp_path / "one", hasher=tmp_path / "reference" / "hasher")
-    record = annotate(run, reference=tmp_path / "one", labels="kind", assign="cell")
+    record = annotate(run, reference=tmp_path / "one", labels="kind", assign="cell", novel_rate=0)
     assert record["cells"] == {"cell": len(truth)}
     assert set(column(run, "label_second")) == {""}
 
@@ -80,3 +81,50 @@ def test_what_does_not_go_together(coarse: tuple[Path, Path, np.ndarray]) -> Non
         annotate(run, reference=reference, labels="cell_type", assign="cell", parents_key="cell_type")
     record = annotate(run, reference=reference, labels="cell_type", parents_key="cell_type")
     assert record["assigned_by"] == "bucket"
+
+
+@pytest.mark.parametrize("assign", ["bucket", "cell"])
+def test_cells_of_a_type_that_the_reference_lacks_are_novel(
+    small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_path: Path, assign: str
+) -> None:
+    run, _, truth = coarse
+    hasher = tmp_path / "reference" / "hasher"
+    adata = anndata.read_h5ad(small_h5ad)
+    adata[truth != "type 2"].copy().write_h5ad(tmp_path / "fewer.h5ad")
+    encode(tmp_path / "fewer.h5ad", tmp_path / "fewer", hasher=hasher)
+    if assign == "bucket":
+        encode(small_h5ad, tmp_path / "run", hasher=hasher, force=True)
+    options = {"reference": tmp_path / "fewer", "labels": "cell_type", "assign": assign}
+    record = annotate(run, **options)
+    absent, novel = truth == "type 2", column(run, "label_rejection") == "novel"
+    assert novel[absent].mean() > 0.9
+    assert novel[~absent].mean() < 0.06
+    assert (column(run, "label")[novel] == "unknown").all()
+    assert np.array_equal(novel, column(run, "label_novelty") > np.float32(record["novel_above"] + 5e-5))
+    assert record["rejected"]["novel"] == novel.sum()
+    assert (column(run, "label_best") != "").all()
+    annotate(run, **options, novel_rate=0)
+    assert (column(run, "label") == "unknown")[absent].mean() < 0.4
+    assert "label_novelty" not in Run.open(run).cell_columns()
+    annotate(run, **options, unknown_threshold=0)  # labels every cell
+    assert (column(run, "label") != "unknown").all()
+
+
+def test_a_label_called_unknown_is_none(
+    small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_path: Path
+) -> None:
+    run, reference, truth = coarse
+    adata = anndata.read_h5ad(small_h5ad)
+    adata.obs["named"] = np.where(truth == "type 0", "unknown", truth)
+    adata.write_h5ad(tmp_path / "named.h5ad")
+    record = annotate(run, reference=reference, labels="named", reference_atlas=[tmp_path / "named.h5ad"])
+    assert record["n_labels"] == 3
+    assert record["unlabelled_reference_cells"] == (truth == "type 0").sum()
+    assert sum(record["cells"].values()) == len(truth)
+    assert record["cells"]["unknown"] == (column(run, "label") == "unknown").sum() == sum(record["rejected"].values())
+
+
+def test_no_rate_of_one(coarse: tuple[Path, Path, np.ndarray]) -> None:
+    run, reference, _ = coarse
+    with pytest.raises(SettingsError, match=r"novel_rate is 1\.0"):
+        annotate(run, reference=reference, labels="cell_type", novel_rate=1.0)

@@ -41,7 +41,7 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adata.obs["told"] = np.where(np.arange(500) % 10 == 0, np.where(true == "type 1", "type 2", true), true)
     adata.write_h5ad(folder / "atlas.h5ad")
     run = encode(folder / "atlas.h5ad", folder / "run")
-    annotate(run, reference=run, labels="cell_type")
+    annotate(run, reference=run, labels="cell_type", novel_rate=0)
     return folder
 
 
