@@ -35,7 +35,7 @@ from hashstream.atlas._frames import TABLE_CODEC, create_array, encoding, write_
 from hashstream.atlas._resume import ObsBlocks, RowPointers, read_state, remove_leftovers
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.errors import SettingsError
-from hashstream.runtime.exchange import publish_at_once
+from hashstream.runtime.exchange import publish
 from hashstream.runtime.files import partial_path, remove, write_json
 from hashstream.runtime.folder_lock import FolderLock
 
@@ -326,7 +326,7 @@ class AtlasWriter:
 
     def _put_in_place(self) -> None:
         check_target(self.path, self._overwrite)
-        publish_at_once(self.partial, self.path)
+        publish(self.partial, self.path)
         self._lock.release()
 
     def discard(self) -> None:

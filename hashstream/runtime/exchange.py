@@ -7,13 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-from hashstream.runtime.files import publish, remove
+from hashstream.runtime.files import remove
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swap the names of two folders of one file system at once (Linux, ``renameat2``).
+    """Swap the names of two folders or files of one file system at once (Linux, ``renameat2``).
 
     Returns
     -------
@@ -30,13 +30,31 @@ def exchange(first: Path, second: Path) -> bool:
     return renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
 
 
-def publish_at_once(partial: Path, target: Path) -> None:
-    """`hashstream.runtime.files.publish`, without the moment in which `target` is missing, where that can be."""
-    if not target.exists() or not exchange(partial, target):
-        publish(partial, target)
-        return
-    # What was replaced gets out of the way of whoever makes the next one.
+def publish(partial: Path, target: Path) -> None:
+    """Give a finished folder (or file) its name; what had it is removed once the new one stands.
+
+    In one step where the system can, so that there is no moment in which `target` is missing. Elsewhere a kill between
+    two steps leaves the old one as ``TARGET.replaced``; see `restore`.
+    """
     old = target.with_name(target.name + ".replaced")
-    remove(old)
-    partial.rename(old)
-    remove(old)
+    if not target.exists():
+        partial.rename(target)
+    elif partial.is_file() and target.is_file():
+        partial.replace(target)
+    else:
+        remove(old)
+        if exchange(partial, target):
+            partial.rename(old)  # out of the way of whoever makes the next one
+        else:
+            target.rename(old)
+            partial.rename(target)
+        remove(old)
+
+
+def restore(target: Path) -> bool:
+    """Give a folder its name again, where a call was killed just as it took it away (see `publish`)."""
+    old = target.with_name(target.name + ".replaced")
+    if target.exists() or not old.exists():
+        return False
+    old.rename(target)
+    return True

@@ -7,11 +7,14 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hashstream.errors import TargetExistsError
+from hashstream.errors import InputError, TargetExistsError
 
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5)
 
@@ -21,22 +24,47 @@ def partial_path(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
+def own_name() -> str:
+    """A name that no other process has, on whatever host."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 def check_target(target: Path, *, force: bool) -> None:
-    """Raise TargetExistsError if `target` is there and is not to be replaced."""
+    """See that `target` can be made: the folders above it are, where they are not there.
+
+    Raises
+    ------
+    TargetExistsError
+        If it is there and is not to be replaced.
+    InputError
+        If the folders above it cannot be made.
+    """
     if target.exists() and not force:
         raise TargetExistsError(f"{target}: already there; choose another target, or replace it with --force.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{target.parent}: this folder cannot be made ({error.strerror}); choose another target."
+        ) from error
 
 
-def publish(partial: Path, target: Path) -> None:
-    """Rename the finished `partial` to `target`; what was there before is removed only once the new one stands."""
-    old: Path | None = None
-    if target.exists():
-        old = target.with_name(target.name + ".replaced")
-        remove(old)
-        target.rename(old)
-    partial.rename(target)
-    if old is not None:
-        remove(old)
+def check_file_target(target: Path, *, force: bool) -> None:
+    """As `check_target`, for a file: a folder of that name is never replaced."""
+    if target.is_dir():
+        raise TargetExistsError(f"{target}: a folder; give the name of a file to write.")
+    check_target(target, force=force)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A file beside `target` to write, which takes its place in one step if all goes well and is removed if not."""
+    aside = target.with_name(f"{target.name}.{own_name()}.partial")
+    try:
+        yield aside
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:

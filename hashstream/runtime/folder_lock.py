@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hashstream.errors import SettingsError
+from hashstream.runtime.exchange import publish, restore
+from hashstream.runtime.files import partial_path, remove
 
 
 class FolderLock:
@@ -44,3 +48,36 @@ class FolderLock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+@contextmanager
+def new_folder(target: Path, *, keep: bool = False) -> Iterator[Path]:
+    """A folder beside `target`, held by this process alone, that takes its place if all goes well.
+
+    Parameters
+    ----------
+    target
+    keep
+        Take what an earlier call left in the folder, and leave there what is in it if something goes wrong; otherwise
+        it begins empty, and is removed then.
+
+    Raises
+    ------
+    SettingsError
+        Another process holds the folder.
+    """
+    folder = partial_path(target)
+    lock = FolderLock(folder)
+    try:
+        restore(target)
+        if not keep:
+            for left in folder.iterdir():
+                remove(left)
+        yield folder
+        publish(folder, target)
+    except BaseException:
+        if not keep:
+            remove(folder)
+        raise
+    finally:
+        lock.release()

@@ -204,14 +204,11 @@ class Run:
 
     def require(self, *columns: str) -> None:
         """Raise InputError where the run has no such column of cells yet."""
-        makers = {"cluster": "cluster", "label": "annotate", "pseudotime": "trajectory"}
         present = self.cell_columns()
         for column in columns:
             if column not in present:
-                stage = makers.get(column, "encode")
-                raise InputError(
-                    f"{self.path}: the run has no {column!r} yet; make it with `hashstream {stage} {self.path}`."
-                )
+                how = _HOW.get(column, "encode ATLAS -o {run}").format(run=self.path)
+                raise InputError(f"{self.path}: the run has no {column!r} yet; make it with `hashstream {how}`.")
 
     def set_bucket_columns(
         self,
@@ -244,6 +241,7 @@ class Run:
         stage: str,
         record: Mapping[str, Any],
         without: Sequence[str] = (),
+        made_of: Collection[str] = (),
     ) -> Run:
         """Give every cell a value in some columns, and note the stage in ``run.json``.
 
@@ -258,24 +256,39 @@ class Run:
             Name of the stage, and what it wants to say about itself (JSON values).
         without
             Columns of an earlier call of the stage that do not hold any more, and are left out. What other stages made
-            of columns that change is left out by itself: majority labels, and pseudotime from groups of the run.
+            of columns that change is left out by itself, and listed in the record as ``dropped``: majority labels, and
+            pseudotime from groups of the run.
+        made_of
+            Columns that the values were made of.
 
         Raises
         ------
         SettingsError
             If another process is writing into the run.
         InputError
-            If another run stands there by now.
+            If another run stands there by now, or the stage of a column that the values were made of was run again
+            after this run had been opened.
         """
         with hold_run(self.path, self.meta) as meta:
+            for made_by in {_MADE_BY[column] for column in made_of if column in _MADE_BY}:
+                if meta["stages"].get(made_by) != self.meta["stages"].get(made_by):
+                    raise InputError(
+                        f"{self.path}: `hashstream {made_by}` has changed the run meanwhile; nothing was written. Do "
+                        f"this again, to see what it made."
+                    )
             aside = partial_path(self.path / CELLS)
             stale = _stale_stages(meta, stage, {*names, *without})
+            if stale:
+                record = {**record, "dropped": sorted(stale.values())}
             try:
                 self._write_cell_columns(aside, names, values_of, [*without, *stale.values()])
                 meta = _noted(meta, stage, record, without=stale)
                 replace_cells(self.path, aside, meta)
             finally:
                 aside.unlink(missing_ok=True)
+            for one in stale:
+                for name in _FILES.get(one, ()):
+                    (self.path / name).unlink(missing_ok=True)
             return replace(self, meta=meta)
 
     def _write_cell_columns(
@@ -310,6 +323,10 @@ class Run:
             write_record(self.path, meta)
             return replace(self, meta=meta)
 
+    def stage_record(self, stage: str) -> dict[str, Any]:
+        """What a stage has said about itself."""
+        return dict(self.meta["stages"][stage])
+
     def _parquet(self, name: str) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(self.path / name, page_checksum_verification=True)
@@ -321,6 +338,20 @@ class Run:
             return without_missing(self._parquet(name).read(columns=columns))
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path / name, error) from error
+
+
+#: The stage that makes a column, as it is called in the record, and how it is run.
+_MADE_BY = {"cluster": "cluster", "label": "annotate", "label_majority": "majority", "pseudotime": "trajectory"}
+_HOW = {
+    "cluster": "cluster {run}",
+    "cluster_confidence": "cluster {run}",
+    "label": "annotate {run}",
+    "label_majority": "annotate {run} --majority",
+    "pseudotime": "trajectory {run} --root GROUP",
+}
+#: Files of a stage beside its columns, which go with them.
+MAJORITY_FREQUENCIES = "label-frequencies.parquet"
+_FILES = {"majority": (MAJORITY_FREQUENCIES,)}
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

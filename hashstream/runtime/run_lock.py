@@ -6,12 +6,14 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.record import read_record, settle_record
+
+_LOCKED = Path("hasher") / "hasher.json"
 
 
 @contextmanager
@@ -40,16 +42,9 @@ def hold_run(path: Path, made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     InputError
         If another run stands there by now, or its record is damaged.
     """
-    record = path / "hasher" / "hasher.json"
+    record = path / _LOCKED
     with record.open("r+b") as handle:  # network file systems lock only what is open for writing
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise SettingsError(
-                f"{path}: another process is writing into this run; wait until it is done, and try again."
-            ) from error
+        _take(handle, path)
         same_file = os.fstat(handle.fileno()).st_ino == record.stat().st_ino
         if same_file:
             settle_record(path)
@@ -60,3 +55,29 @@ def hold_run(path: Path, made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "written. Try again."
             )
         yield now
+
+
+@contextmanager
+def hold_replaced(path: Path) -> Iterator[None]:
+    """Hold the run whose place another one is about to take, so that no stage is writing into it; if there is one.
+
+    Raises
+    ------
+    SettingsError
+        If another process holds the run.
+    """
+    with ExitStack() as held:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            _take(held.enter_context((path / _LOCKED).open("r+b")), path)
+        yield
+
+
+def _take(handle: IO[bytes], path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        raise SettingsError(
+            f"{path}: another process is writing into this run; wait until it is done, and try again."
+        ) from error

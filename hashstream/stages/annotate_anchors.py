@@ -118,7 +118,7 @@ def annotate_by_anchors(
     # What the pass counts is only known once it is over; the record is completed then.
     stale = [column.name for column in LABELS if column.name not in columns]
     done = source.set_cell_columns(columns, look_up, stage="annotate", record=record, without=stale)
-    record |= {
+    record = done.stage_record("annotate") | {
         "cells": {name: int(n) for name, n in zip(names, cells, strict=True) if n},
         "rejected": {name: int(n) for name, n in zip(REJECTIONS, rejected, strict=True) if name},
         "seconds": round(time.perf_counter() - begin, 3),

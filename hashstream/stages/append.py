@@ -23,6 +23,7 @@ from hashstream.atlas import Atlas, open_atlas
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher
 from hashstream.runtime.events import ProgressListener, Silent
+from hashstream.runtime.exchange import restore
 from hashstream.runtime.memory import trim
 from hashstream.runtime.parquet import token_rows
 from hashstream.runtime.provenance import Timings
@@ -102,7 +103,8 @@ def append(
     target, progress, cluster = Path(run), progress or Silent(), cluster or ClusterSettings()
     if cluster:
         require_distributed()
-    _restore(target, progress)
+    if restore(target):
+        progress.note(f"{target}: restored from what an earlier call left")
     old, timings = Run.open(target), Timings()
     asked = {"max_buckets": max_buckets, "bucket_bits": bucket_bits, "partition_rows": partition_rows}
     settings = EncodeSettings(
@@ -155,6 +157,7 @@ def append(
                 argv=argv,
                 workers=workers,
                 held=held,
+                holds_target=True,
             )
     if stale:
         progress.note(
@@ -162,14 +165,6 @@ def append(
             "so on again."
         )
     return made
-
-
-def _restore(target: Path, progress: ProgressListener) -> None:
-    """Give a run its name again, where an earlier call was killed just as it took it away (see `publish`)."""
-    replaced = target.with_name(f"{target.name}.replaced")
-    if not target.exists() and replaced.is_dir():
-        replaced.rename(target)
-        progress.note(f"{target}: restored from {replaced}")
 
 
 def _settings_of(old: Run, asked: dict[str, int | None], hasher: Hasher | str | Path | None) -> dict[str, Any]:

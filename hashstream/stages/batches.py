@@ -26,9 +26,10 @@ from hashstream.runtime import schema
 from hashstream.runtime.arrow import number_array, numbers_of, without_missing
 from hashstream.runtime.budget import parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import partial_path
+from hashstream.runtime.files import new_file
 from hashstream.runtime.parquet import read_tokens, token_arrays, write_blocks
 from hashstream.runtime.run import BATCH_ROWS, Run
+from hashstream.runtime.run_lock import hold_run
 from hashstream.stages.encode_plan import DEFAULT_MAX_MEMORY, EncodeSettings, chunk_bytes_of, project_encode
 from hashstream.stages.encode_stream import encoded_chunks
 from hashstream.stages.run_atlas import open_run_atlas, refuse_other_cell
@@ -109,7 +110,7 @@ def batch_tokens(
             threads=threads or 0, max_memory=limit, max_buckets=max_buckets, bucket_bits=run.bucket_bits
         )
         tokens, sums = _count(run, open_run_atlas(run, atlas), batch_of_cell, settings, progress)
-        _write(path, tokens, sums, identity)
+        _write(run, path, tokens, sums, identity)
     return tokens, batch_of_cell, names
 
 
@@ -180,19 +181,19 @@ def _count(
     return table.tokens()
 
 
-def _write(path: Path, tokens: Tokens, sums: NDArray[np.int64], identity: str) -> None:
+def _write(run: Run, path: Path, tokens: Tokens, sums: NDArray[np.int64], identity: str) -> None:
     columns = schema.batch_columns(tokens.codes.shape[1], tokens.means.shape[1])
     arrow = schema.arrow_schema(columns)
     arrow = arrow.with_metadata({_IDENTITY: identity, _BUCKET_BITS: str(tokens.bucket_bits)})
-    aside, numbers = partial_path(path), tokens.batches
+    numbers = tokens.batches
     assert numbers is not None
-    write_blocks(
-        aside,
-        tokens.n_tokens,
-        lambda part: {**token_arrays(tokens, sums, part), "batch": number_array(numbers[part])},
-        arrow,
-    )
-    aside.replace(path)
+    with hold_run(run.path, run.meta), new_file(path) as aside:
+        write_blocks(
+            aside,
+            tokens.n_tokens,
+            lambda part: {**token_arrays(tokens, sums, part), "batch": number_array(numbers[part])},
+            arrow,
+        )
 
 
 def _read(run: Run, path: Path, identity: str) -> Tokens | None:

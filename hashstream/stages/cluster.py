@@ -157,23 +157,20 @@ def cluster(
         "peak_rss_bytes": peak_rss_bytes(),
     }
     if cells is not None:
-        run.set_cell_columns(_COLUMNS, cells.columns, stage="cluster", record=record)
-        return record
+        return run.set_cell_columns(_COLUMNS, cells.columns, stage="cluster", record=record).stage_record("cluster")
     values = {
         "cluster": category_array([str(i) for i in range(found.n_clusters)], labels),
         "cluster_confidence": number_array(found.confidence),
     }
     if batch_key is None:
-        run.set_bucket_columns(values, stage="cluster", record=record)
-        return record
+        return run.set_bucket_columns(values, stage="cluster", record=record).stage_record("cluster")
     token_rows = token_of_cell(run, tokens, batch_of_cell)
 
     def look_up(cells: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         rows = number_array(token_rows(cells))
         return {name: column.take(rows) for name, column in values.items()}
 
-    run.set_cell_columns(list(values), look_up, stage="cluster", record=record)
-    return record
+    return run.set_cell_columns(list(values), look_up, stage="cluster", record=record).stage_record("cluster")
 
 
 def _cluster_landmarks(
@@ -218,8 +215,7 @@ def _cluster_landmarks(
         }
 
     columns = one_cluster if cells is None else cells.columns
-    run.set_cell_columns(_COLUMNS, columns, stage="cluster", record=record)
-    return record
+    return run.set_cell_columns(_COLUMNS, columns, stage="cluster", record=record).stage_record("cluster")
 
 
 def _with_progress(tokens: Tokens, progress: ProgressListener, **options: Any) -> TokenClusters:

@@ -29,7 +29,7 @@ from hashstream.runtime.provenance import Timings
 from hashstream.runtime.record import read_record
 from hashstream.runtime.run import HASHER, Run
 from hashstream.stages.distribute import ClusterSettings, require_distributed, run_on_cluster
-from hashstream.stages.encode_finish import finish, publish, remove_replaced
+from hashstream.stages.encode_finish import finish, name_run, remove_replaced
 from hashstream.stages.encode_job import EncodeJob
 from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes_of, project_encode
 from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
@@ -101,8 +101,6 @@ def encode(
     target, settings, progress = Path(target), settings or EncodeSettings(), progress or Silent()
     timings = Timings()
     check_target(target, force=force)
-    if not target.parent.is_dir():
-        raise InputError(f"{target.parent}: no such folder; make it before encoding into it.")
     cluster = cluster or ClusterSettings()
     if cluster:
         require_distributed()
@@ -318,7 +316,7 @@ def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = (
         raise InputError(f"{work.path}: nothing to merge there; run `hashstream encode ... --partition I/N` first.")
     with work.lock():
         if work.is_whole():  # an earlier call was killed just before the end
-            return publish(work, target, read_record(work.path))
+            return name_run(work, target, read_record(work.path))
         return finish(work, target, work.plan(), None, None, Timings(), seed=None, argv=argv)
 
 

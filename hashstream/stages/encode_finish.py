@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,18 +16,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashstream.buckets import BucketIndex, BucketTable, Landmarks, Tokens, landmark_rows
-from hashstream.errors import InputError, PartialRunError
+from hashstream.errors import InputError, PartialRunError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.runtime import schema
 from hashstream.runtime.arrow import number_array
 from hashstream.runtime.budget import is_disk_full
-from hashstream.runtime.exchange import publish_at_once
+from hashstream.runtime.exchange import publish
 from hashstream.runtime.files import remove
 from hashstream.runtime.parquet import write_landmarks, write_tokens
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.provenance import Timings, peak_rss_bytes, versions
 from hashstream.runtime.record import META, write_record
 from hashstream.runtime.run import BATCH_ROWS, BUCKETS, CELLS, HASHER, LANDMARKS, Run, cell_writer
+from hashstream.runtime.run_lock import hold_replaced
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.workdir import LOCK, HeldPart, Part, WorkDir, partitions
 
@@ -43,6 +45,7 @@ def finish(
     argv: Sequence[str],
     workers: Mapping[str, Any] | None = None,
     held: list[HeldPart] | None = None,
+    holds_target: bool = False,
 ) -> Run:
     """Merge the parts, write buckets, cells and record, and give the run its name.
 
@@ -56,6 +59,8 @@ def finish(
         For the record too: the processes of a cluster that did the partitions.
     held
         The last part, where this process made it and it is not on the disk. Taken out of the list.
+    holds_target
+        Whether this process holds the run that is replaced already.
 
     Raises
     ------
@@ -115,13 +120,25 @@ def finish(
         "stages": {},
     }
     write_record(work.path, meta)
-    return publish(work, target, meta)
+    return name_run(work, target, meta, holds_target=holds_target)
 
 
-def publish(work: WorkDir, target: Path, meta: Mapping[str, Any]) -> Run:
-    """Give a run that is whole its name."""
-    work.clean()
-    publish_at_once(work.path, target)
+def name_run(work: WorkDir, target: Path, meta: Mapping[str, Any], *, holds_target: bool = False) -> Run:
+    """Give a run that is whole its name.
+
+    Raises
+    ------
+    PartialRunError
+        If another process is writing into the run that it is to replace.
+    """
+    try:
+        with nullcontext() if holds_target else hold_replaced(target):
+            work.clean()
+            publish(work.path, target)
+    except SettingsError as error:
+        raise PartialRunError(
+            f"{error} The new run is whole: `hashstream finalize {target} --force` gives it its name."
+        ) from error
     remove(target / LOCK)
     return Run(target, meta)
 

@@ -18,7 +18,7 @@ from hashstream.hashing import Hasher
 from hashstream.hashing.genes import DEFAULT_MIN_OVERLAP
 from hashstream.runtime.arrow import numbers_of
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, partial_path, publish
+from hashstream.runtime.files import check_file_target, new_file
 from hashstream.runtime.provenance import peak_rss_bytes
 from hashstream.runtime.run import Run
 from hashstream.stages.anchor_signs import AnchorSigns, load_anchors
@@ -135,9 +135,9 @@ def explain(
     begin = time.perf_counter()
     if target.suffix != ".csv":
         raise SettingsError(f"-o {target}: the table is written as csv; give it a name that ends in .csv.")
-    check_target(target, force=force)
+    check_file_target(target, force=force)
     if plot is not None:
-        check_target(plot, force=force)
+        check_file_target(plot, force=force)
         check_plot_target(plot)
     model = Hasher.load(hasher)
     anchors = load_anchors(hasher, model)
@@ -163,9 +163,8 @@ def explain(
     direction = anchors.of(label) - (0.0 if settings.against is None else anchors.of(settings.against))
     found = attributions(layers, z, direction, method=settings.method, score=settings.score)
     table = _table(model, found.values, z, present)
-    aside = partial_path(target)
-    table.to_csv(aside, index=False)
-    publish(aside, target)
+    with new_file(target) as aside:
+        table.to_csv(aside, index=False)
     if plot is not None:
         title = f"{settings.what}: {label}" + (f" against {settings.against}" if settings.against else "")
         unit = "mean gradient of the score" if settings.method == "gradient" else "mean integrated gradient"

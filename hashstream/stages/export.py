@@ -19,7 +19,7 @@ from hashstream.atlas._checks import check_column_names
 from hashstream.atlas._frames import encoding, plain_values, write_names
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
-from hashstream.runtime.exchange import publish_at_once
+from hashstream.runtime.exchange import publish
 from hashstream.runtime.files import check_target, remove
 from hashstream.runtime.folder_lock import FolderLock
 from hashstream.runtime.pipeline import use_fastest_pipeline
@@ -70,14 +70,12 @@ def export(
     if target.suffix == ".zarr" and target.exists():
         return _into_existing(run, target, force=force)
     check_target(target, force=force)
-    if not target.parent.is_dir():
-        raise InputError(f"{target.parent}: no such folder; make it before exporting into it.")
     source = open_run_atlas(run, atlas) if counts else None
     stores = open_run_obs(run, atlas) if source is None else source.stores
     with _aside(target) as folder:
         partial = folder / target.name
         columns = _write_new(run, stores, source, partial, target.suffix)
-        publish_at_once(partial, target)
+        publish(partial, target)
     return {"target": str(target), "cells": run.n_cells, "obs": columns, "obsm": [OBSM_KEY]}
 
 
@@ -319,7 +317,7 @@ def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
         _write_obsm(made, run)
         made["obs"].attrs["hashstream-columns"] = sorted(names.values())
         for name in ("obsm", "obs"):
-            publish_at_once(folder / "store" / name, target / name)
+            publish(folder / "store" / name, target / name)
     _consolidate(target)
     return {"target": str(target), "cells": run.n_cells, "obs": list(names.values()), "obsm": [OBSM_KEY]}
 

@@ -17,7 +17,8 @@ from hashstream.hashing import Hasher, PcaItqSettings, fit_pca_itq
 from hashstream.hashing.device import choose_device
 from hashstream.hashing.neural import NeuralSettings, fit_neural
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, partial_path, publish, remove
+from hashstream.runtime.files import check_target, remove
+from hashstream.runtime.folder_lock import new_folder
 from hashstream.runtime.memory import trim
 from hashstream.runtime.provenance import available_threads
 from hashstream.stages.truth import categories
@@ -190,22 +191,26 @@ def fit(
     target = Path(target)
     check_target(target, force=force)
     atlas = open_atlas(sources, layer=layer)
-    partial = partial_path(target)
-    if not resume:
-        remove(partial)
-    hasher = fit_hasher(
-        atlas,
-        settings=settings,
-        sample_cells=sample_cells,
-        batch_key=batch_key,
-        seed=seed,
-        checkpoint_dir=partial / _CHECKPOINT,
-        resume=resume,
-        progress=progress,
-    )
-    hasher.save(partial)
-    remove(partial / _CHECKPOINT)
-    publish(partial, target)
+    with new_folder(target, keep=True) as folder:  # an interrupted training can be resumed
+        if not resume:
+            remove(folder / _CHECKPOINT)
+        try:
+            hasher = fit_hasher(
+                atlas,
+                settings=settings,
+                sample_cells=sample_cells,
+                batch_key=batch_key,
+                seed=seed,
+                checkpoint_dir=folder / _CHECKPOINT,
+                resume=resume,
+                progress=progress,
+            )
+        except BaseException:
+            if not (folder / _CHECKPOINT).exists():
+                remove(folder)
+            raise
+        hasher.save(folder)
+        remove(folder / _CHECKPOINT)
     return hasher
 
 

@@ -15,7 +15,8 @@ from hashstream.hashing import Hasher
 from hashstream.hashing.anchors import AnchorSettings
 from hashstream.hashing.anchors import fit_anchors as learn_anchors
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, partial_path, publish, remove
+from hashstream.runtime.files import check_target
+from hashstream.runtime.folder_lock import new_folder
 from hashstream.stages.truth import categories, without_unknown
 
 
@@ -82,11 +83,9 @@ def fit_anchors(
             "batch_key": batch_key,
         },
     )
-    partial = partial_path(target)
-    remove(partial)
-    hasher.save(partial)
-    anchors.save(partial)
-    publish(partial, target)
+    with new_folder(target) as folder:
+        hasher.save(folder)
+        anchors.save(folder)
     return hasher, anchors
 
 

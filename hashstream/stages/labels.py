@@ -139,7 +139,7 @@ def write_labels(
     # What the pass counts is only known once it is over; the record is completed then.
     stale = [column.name for column in LABELS if column.name not in written]
     done = run.set_cell_columns(written, look_up, stage="annotate", record=record, without=stale)
-    record |= {
+    record = done.stage_record("annotate") | {
         "cells": {name: int(n) for name, n in zip([*names, UNKNOWN], cells, strict=True) if n},
         "rejected": {name: int(n) for name, n in zip(REJECTIONS, rejected, strict=True) if name},
         "seconds": round(time.perf_counter() - begin, 3),

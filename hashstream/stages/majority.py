@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,10 @@ from numpy.typing import NDArray
 from hashstream.annotate import UNKNOWN
 from hashstream.annotate.consensus import consensus_labels
 from hashstream.runtime.arrow import category_array, numbers_of
-from hashstream.runtime.files import partial_path
+from hashstream.runtime.files import new_file
 from hashstream.runtime.parquet import PARQUET_OPTIONS
-from hashstream.runtime.run import Run
+from hashstream.runtime.run import MAJORITY_FREQUENCIES, Run
 from hashstream.runtime.schema import LABEL_MAJORITY
-
-FREQUENCIES = "label-frequencies.parquet"
 
 
 def majority_labels(run: Run, *, min_share: float = 0.0) -> dict[str, Any]:
@@ -68,16 +68,18 @@ def majority_labels(run: Run, *, min_share: float = 0.0) -> dict[str, Any]:
         "changed": int(vote.counts.sum() - vote.counts[np.arange(len(clusters)), winner].sum()),
         "cells": {name: int(n) for name, n in zip(names, majority, strict=True) if n},
     }
-    _write_frequencies(run, found)
     blocks = run.iter_cells(["cluster"])
 
     def look_up(rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         del rows, buckets  # both passes give the same blocks
         own = next(blocks).column(0)
-        number = np.array([of_cluster.get(name, 0) for name in own.dictionary.to_pylist()], dtype=np.int32)
+        number = np.array([of_cluster.get(name, len(labels)) for name in own.dictionary.to_pylist()], dtype=np.int32)
         return {LABEL_MAJORITY.name: category_array(names, number[numbers_of(own.indices)])}
 
-    run.set_cell_columns([LABEL_MAJORITY.name], look_up, stage="majority", record=record)
+    with _frequencies_file(run, found):
+        run.set_cell_columns(
+            [LABEL_MAJORITY.name], look_up, stage="majority", record=record, made_of=["cluster", "label"]
+        )
     return record
 
 
@@ -92,9 +94,10 @@ def _frequencies(run: Run) -> pd.DataFrame:
     return found.rename(columns={"count_all": "cells"})
 
 
-def _write_frequencies(run: Run, found: pd.DataFrame) -> None:
+@contextmanager
+def _frequencies_file(run: Run, found: pd.DataFrame) -> Iterator[None]:
+    """The table of frequencies, which is put in its place once the column stands."""
     share = found["cells"] / found.groupby("cluster")["cells"].transform("sum")
-    target = run.path / FREQUENCIES
-    aside = partial_path(target)
-    pq.write_table(pa.Table.from_pandas(found.assign(share=share), preserve_index=False), aside, **PARQUET_OPTIONS)
-    aside.replace(target)
+    with new_file(run.path / MAJORITY_FREQUENCIES) as aside:
+        pq.write_table(pa.Table.from_pandas(found.assign(share=share), preserve_index=False), aside, **PARQUET_OPTIONS)
+        yield

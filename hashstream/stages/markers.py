@@ -22,7 +22,7 @@ from hashstream.kernels import GroupSums, group_sums
 from hashstream.runtime.arrow import number_array, string_array
 from hashstream.runtime.budget import MIB, PROCESS_BYTES, Projection, parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, partial_path, publish
+from hashstream.runtime.files import check_file_target, new_file
 from hashstream.runtime.parquet import PARQUET_OPTIONS
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
@@ -138,7 +138,7 @@ def markers(
     begin = time.perf_counter()
     if target.suffix not in FORMATS:
         raise SettingsError(f"-o {target}: give it a name that ends in {' or '.join(FORMATS)}.")
-    check_target(target, force=force)
+    check_file_target(target, force=force)
     by, groups, names = cell_groups(run, settings.by, atlas)
     sizes = np.bincount(groups[groups >= 0], minlength=len(names))
     tested = [g for g in range(len(names)) if sizes[g] >= settings.min_cells]
@@ -154,9 +154,8 @@ def markers(
     absent = np.iinfo(columns[0].dtype).max
     gene_maps = [np.where(numbers == absent, -1, numbers.astype(np.int32)).astype(np.int32) for numbers in columns]
     sums = _stream(opened, groups, gene_maps, len(names), len(gene_names), settings, progress)
-    aside = partial_path(target)
-    top = _write_table(aside, target.suffix, sums, names, tested, against, gene_names, gene_ids, settings.top)
-    publish(aside, target)
+    with new_file(target) as aside:
+        top = _write_table(aside, target.suffix, sums, names, tested, against, gene_names, gene_ids, settings.top)
     return {
         "path": str(target),
         "by": by,

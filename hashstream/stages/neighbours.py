@@ -16,7 +16,7 @@ from hashstream.errors import InputError, SettingsError
 from hashstream.kernels.retrieve import NearestCells
 from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, partial_path, publish
+from hashstream.runtime.files import check_file_target, new_file
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
 from hashstream.stages.composition_table import CompositionWriter
@@ -121,31 +121,25 @@ def neighbours(
     begin = time.perf_counter()
     if target.suffix != ".parquet":
         raise SettingsError(f"-o {target}: the table is written as parquet; give it a name that ends in .parquet.")
-    check_target(target, force=force)
+    check_file_target(target, force=force)
     check_same_hasher(run, database)
     wanted = [database.column(name) for name in columns or (database.labels.name,)]
     if len({column.name for column in wanted}) != len(wanted):
         raise SettingsError(f"{', '.join(repr(c.name) for c in wanted)}: a --column is named twice; name each once.")
     cells = ReferenceCells.of_columns([database.counted_codes(column.name) for column in wanted])
     job = _Job(run, cells, settings, threads or available_threads(), atlas)
-    writer = CompositionWriter(
-        partial_path(target),
-        [(c.name, c.categories) for c in wanted],
-        per=settings.per,
-        asymmetric=settings.asymmetric,
-    )
     progress.start("neighbours", job.n_queries, settings.per + "s")
+    categories = [(c.name, c.categories) for c in wanted]
     try:
-        with writer:
+        with (
+            new_file(target) as aside,
+            CompositionWriter(aside, categories, per=settings.per, asymmetric=settings.asymmetric) as writer,
+        ):
             for first, found in job.results():
                 writer.write(first, found, cells)
                 progress.advance(len(found.n_cells))
-    except BaseException:
-        partial_path(target).unlink(missing_ok=True)
-        raise
     finally:
         progress.finish()
-    publish(partial_path(target), target)
     return {
         "path": str(target),
         "reference": str(database.path),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.database_schema import MAX_CATEGORIES, META, Source
 from hashstream.runtime.database_write import DatabaseWriter
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, partial_path, publish, remove
+from hashstream.runtime.files import check_target
+from hashstream.runtime.folder_lock import new_folder
 from hashstream.runtime.provenance import peak_rss_bytes
 from hashstream.runtime.run import Run
 from hashstream.stages.truth import run_column
@@ -87,7 +87,7 @@ def build_reference(
     if len(set(names)) != len(names):
         raise SettingsError(f"{', '.join(map(repr, names))}: a column is named twice; name each once.")
     hasher = _shared_hasher(opened)
-    with _aside(target) as folder, DatabaseWriter(folder, hasher.n_words) as writer:
+    with new_folder(target) as folder, DatabaseWriter(folder, hasher.n_words) as writer:
         for column in wanted:
             _count(writer, column, opened, atlases or {}, None, progress)
         writer.finish(hasher, [_source(run) for run in opened])
@@ -122,14 +122,16 @@ def add_to_reference(
     """
     target, progress = Path(target), progress or Silent()
     begin = time.perf_counter()
-    database = ReferenceDatabase.open(target)
-    hasher = database.hasher()
-    opened = _open_runs(runs, database)
-    sources = [*database.sources, *(_source(run) for run in opened)]
-    with _aside(target) as folder, DatabaseWriter(folder, hasher.n_words) as writer:
-        for column in database.columns:
-            _count(writer, _Wanted(column.name, column.role), opened, atlases or {}, database, progress)
-        writer.finish(hasher, sources)
+    ReferenceDatabase.open(target)  # before anything is made beside it
+    with new_folder(target) as folder:  # nobody else adds to it meanwhile
+        database = ReferenceDatabase.open(target)
+        hasher = database.hasher()
+        opened = _open_runs(runs, database)
+        sources = [*database.sources, *(_source(run) for run in opened)]
+        with DatabaseWriter(folder, hasher.n_words) as writer:
+            for column in database.columns:
+                _count(writer, _Wanted(column.name, column.role), opened, atlases or {}, database, progress)
+            writer.finish(hasher, sources)
     return _report(ReferenceDatabase.open(target), begin)
 
 
@@ -205,20 +207,6 @@ def _shared_hasher(runs: list[Run]) -> Hasher:
     if hasher.fingerprint() != stated:
         raise InputError(f"{runs[0].path}: its hasher is not the one that made its codes. Encode again.")
     return hasher
-
-
-@contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` if all goes well, and is removed if not."""
-    folder = partial_path(target)
-    remove(folder)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    except BaseException:
-        remove(folder)
-        raise
-    publish(folder, target)
 
 
 def _count(

@@ -20,7 +20,7 @@ from hashstream.downstream.pictures import Picture, on_page, picture_of_names, p
 from hashstream.downstream.report import Missing, Section, Value, render
 from hashstream.errors import SettingsError
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, partial_path, publish
+from hashstream.runtime.files import check_file_target, new_file
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
 from hashstream.stages.report_cells import GROUPED, PSEUDOTIME, VALUES, CellSummary, summarise_cells
@@ -115,7 +115,7 @@ def report(
     begin = time.perf_counter()
     if target.suffix != SUFFIX:
         raise SettingsError(f"-o {target}: give it a name that ends in {SUFFIX}.")
-    check_target(target, force=force)
+    check_file_target(target, force=force)
     rows, points = _drawn(run, settings.points)
     summary = summarise_cells(run, rows, progress)
     top = None
@@ -137,10 +137,9 @@ def report(
     places = on_page(plane_layout(points, seed=seed, n_threads=available_threads()))
     sections.insert(2, _map_section(run, summary, places, seed))
     page = render(f"HashStream report: {run.path.absolute().name}", sections)
-    aside = partial_path(target)
-    # A record may hold half of a pair of code units, which no encoding of text can.
-    aside.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
-    publish(aside, target)
+    with new_file(target) as aside:
+        # A record may hold half of a pair of code units, which no encoding of text can.
+        aside.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
     return {
         "path": str(target),
         "bytes": target.stat().st_size,

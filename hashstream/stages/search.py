@@ -19,7 +19,7 @@ from hashstream.runtime.arrow import number_array
 from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.database_schema import META as REFERENCE_META
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, partial_path, publish
+from hashstream.runtime.files import check_file_target, new_file
 from hashstream.runtime.parquet import PARQUET_OPTIONS
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
@@ -121,7 +121,7 @@ def search(
     begin = time.perf_counter()
     if target.suffix != ".parquet":
         raise SettingsError(f"-o {target}: the table is written as parquet; give it a name that ends in .parquet.")
-    check_target(target, force=force)
+    check_file_target(target, force=force)
     _check_hashers(among, queries)
     if settings.radius is not None and settings.radius > queries.n_bits:
         raise SettingsError(
@@ -131,21 +131,16 @@ def search(
     threads = threads or available_threads()
     codes, counts = _codes_of(among)
     find, method = _finder(codes, queries, settings, threads)
-    writer = _Writer(partial_path(target), counts)
     progress.start("search", queries.n_cells, "cells")
     try:
-        with writer:
+        with new_file(target) as aside, _Writer(aside, counts) as writer:
             for first in range(0, queries.n_cells, _BLOCK_QUERIES):
                 some = queries.codes(first, min(first + _BLOCK_QUERIES, queries.n_cells))
                 for at, offsets, rows, distances in find(some):
                     writer.write(first + at, offsets, rows, distances)
                     progress.advance(len(offsets) - 1)
-    except BaseException:
-        partial_path(target).unlink(missing_ok=True)
-        raise
     finally:
         progress.finish()
-    publish(partial_path(target), target)
     return {
         "path": str(target),
         "among": str(among.path),

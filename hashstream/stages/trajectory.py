@@ -27,7 +27,7 @@ from hashstream.downstream.trajectory import (
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.arrow import number_array
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, partial_path, publish
+from hashstream.runtime.files import check_file_target, new_file
 from hashstream.runtime.parquet import PARQUET_OPTIONS
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
@@ -154,7 +154,7 @@ def trajectory(
     def column(cells: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         return {PSEUDOTIME.name: number_array(times[cells])}
 
-    run.set_cell_columns([PSEUDOTIME.name], column, stage="trajectory", record=record)
+    run.set_cell_columns([PSEUDOTIME.name], column, stage="trajectory", record=record, made_of=[by] if by else [])
     if target is None:
         return record
     _write_connections(target, ordered, connectivity, tree)
@@ -171,7 +171,7 @@ def _check(run: Run, root: str | None, root_cell: int | None, target: Path | Non
     if target is not None:
         if target.suffix not in FORMATS:
             raise SettingsError(f"-o {target}: give it a name that ends in {' or '.join(FORMATS)}.")
-        check_target(target, force=force)
+        check_file_target(target, force=force)
 
 
 def _root_cells(
@@ -251,11 +251,10 @@ def _write_connections(
         ],
         schema=arrow_schema(CONNECTION_COLUMNS),
     )
-    aside = partial_path(target)
-    if target.suffix == ".parquet":
-        pq.write_table(table, aside, **PARQUET_OPTIONS)
-    else:
-        from pyarrow.csv import write_csv
+    with new_file(target) as aside:
+        if target.suffix == ".parquet":
+            pq.write_table(table, aside, **PARQUET_OPTIONS)
+        else:
+            from pyarrow.csv import write_csv
 
-        write_csv(table, aside)
-    publish(aside, target)
+            write_csv(table, aside)

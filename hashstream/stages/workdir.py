@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from hashstream.buckets import BucketTable
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
-from hashstream.runtime.files import partial_path, remove, write_json
+from hashstream.runtime.files import own_name, partial_path, remove, write_json
 from hashstream.runtime.parquet import TOKEN_ROWS
 from hashstream.runtime.pipeline import chunks_in_order, use_fastest_pipeline
 from hashstream.runtime.record import META
@@ -114,7 +113,7 @@ class WorkDir:
             self._clear()
         # Everything is put in its place by a rename, so that several jobs may do this at once.
         (self.path / PARTS).mkdir(parents=True, exist_ok=True)
-        mine = self.path / f"making-{_own_name()}"
+        mine = self.path / f"making-{own_name()}"
         hasher.save(mine / HASHER)
         _create_codes(mine / CODES, plan)
         if fill is not None:
@@ -201,7 +200,7 @@ class WorkDir:
             raise InputError(
                 f"{self.path}: another run is made here by now; what belongs to the earlier one is dropped."
             )
-        aside = self.path / f"codes-{_own_name()}"
+        aside = self.path / f"codes-{own_name()}"
         aside.mkdir(exist_ok=True)
         try:
             shutil.copyfile(self.path / CODES / "zarr.json", aside / "zarr.json")
@@ -345,11 +344,6 @@ def partitions(plan: dict[str, Any]) -> range:
     return range(plan.get("first_row", 0) // rows, -(-plan["n_cells"] // rows))
 
 
-def _own_name() -> str:
-    """A name that no other process has, on whatever host."""
-    return f"{socket.gethostname()}-{os.getpid()}"
-
-
 def _flush(path: Path) -> None:
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
@@ -359,7 +353,7 @@ def _save_table(path: Path, arrays: dict[str, NDArray[Any]], *, bucket_bits: int
     content: dict[str, Any] = {**arrays, "bucket_bits": np.int64(bucket_bits), "n_empty": np.int64(n_empty)}
     sums = content.pop("sums")  # nearly all of a part: in blocks, so that it need not be read at once
     content |= {f"sums-{rows.start}": sums[rows] for rows in _blocks(len(sums))}
-    aside = path.with_name(f"{path.name}.{_own_name()}.partial")
+    aside = path.with_name(f"{path.name}.{own_name()}.partial")
     with aside.open("wb") as handle:
         np.savez(handle, **content)
         handle.flush()

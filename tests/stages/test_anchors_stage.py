@@ -227,16 +227,16 @@ def test_a_parent_has_the_votes_of_its_children(made: Path, tmp_path: Path) -> N
 
 
 def test_majority_of_a_cluster(made: Path, hashstream: Cli) -> None:
+    from hashstream.runtime.run import MAJORITY_FREQUENCIES
     from hashstream.stages.cluster import cluster
-    from hashstream.stages.majority import FREQUENCIES
 
     run, words = made / "run", ("annotate", made / "run", "--hasher", made / "hasher", "--majority")
-    (run / FREQUENCIES).unlink(missing_ok=True)
+    (run / MAJORITY_FREQUENCIES).unlink(missing_ok=True)
     cluster(run, n_clusters=3)
     result = hashstream(*words)
     assert result.exit_code == 0, result.output
     pairs = list(zip(column(run, "cluster"), column(run, "label"), strict=True))
-    table = pq.read_table(run / FREQUENCIES).to_pylist()
+    table = pq.read_table(run / MAJORITY_FREQUENCIES).to_pylist()
     assert {(row["cluster"], row["label"]): row["cells"] for row in table} == Counter(pairs)
     for cluster_name, majority in set(zip(column(run, "cluster"), column(run, "label_majority"), strict=True)):
         known = Counter(label for c, label in pairs if c == cluster_name and label != "unknown")

@@ -165,7 +165,7 @@ def test_what_does_not_belong_to_the_run_is_refused(stores: dict[str, Path], old
         append(stores["last"], tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("moment", ["prepare", "save_codes", "save_part", "write_tokens", "publish_at_once"])
+@pytest.mark.parametrize("moment", ["prepare", "save_codes", "save_part", "write_tokens", "publish"])
 def test_killed_in_the_middle_the_old_run_stands(
     stores: dict[str, Path], hasher: Hasher, old: Run, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +198,7 @@ KILLED = """
 import os, signal, sys
 from hashstream.stages import encode_finish
 from hashstream.cli.main import main
-encode_finish.publish_at_once = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+encode_finish.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])
 """
 

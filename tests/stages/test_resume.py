@@ -209,7 +209,7 @@ def test_a_finished_run_is_not_taken_for_another(
     hasher, target = whole.path / "hasher", tmp_path / "run"
     encode(atlas, target, hasher=hasher, settings=SMALL, partition=Partition(0, 1))
     with monkeypatch.context() as patch:
-        patch.setattr("hashstream.stages.encode_finish.publish_at_once", lambda *paths: 1 / 0)
+        patch.setattr("hashstream.stages.encode_finish.publish", lambda *paths: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             finalize(target)
     # The jobs of other settings come into the same folder.

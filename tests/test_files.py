@@ -1,0 +1,111 @@
+"""What is on disk under its own name is whole, and nobody builds the same thing at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hashstream.errors import InputError, SettingsError, TargetExistsError
+from hashstream.runtime.exchange import publish, restore
+from hashstream.runtime.files import check_file_target, check_target, new_file
+from hashstream.runtime.folder_lock import FolderLock, new_folder
+
+
+class Interrupted(Exception):
+    """Stands for whatever may go wrong."""
+
+
+def leave_half(path: Path) -> None:
+    path.write_text("half")
+    raise Interrupted
+
+
+def folder_with(path: Path, text: str) -> Path:
+    path.mkdir(parents=True)
+    (path / "is").write_text(text)
+    return path
+
+
+def test_folders_above_a_target_are_made(tmp_path: Path) -> None:
+    check_target(tmp_path / "a" / "b" / "run", force=False)
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        check_target(tmp_path / "file" / "run", force=False)
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    folder_with(tmp_path / "mine", "kept")
+    with pytest.raises(TargetExistsError, match="a folder"):
+        check_file_target(tmp_path / "mine", force=True)
+    with pytest.raises(IsADirectoryError), new_file(tmp_path / "mine") as aside:
+        aside.write_text("new")
+    assert (tmp_path / "mine" / "is").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+    with pytest.raises(Interrupted), new_file(target) as aside:
+        leave_half(aside)
+    assert target.read_text() == "old"
+    with new_file(target) as aside:
+        aside.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool, there: bool) -> None:
+    if not at_once:
+        monkeypatch.setattr("hashstream.runtime.exchange.exchange", lambda *_: False)
+    if there:
+        folder_with(tmp_path / "run", "old")
+    publish(folder_with(tmp_path / "run.partial", "new"), tmp_path / "run")
+    assert (tmp_path / "run" / "is").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_was_just_taken_away_is_restored(tmp_path: Path) -> None:
+    folder_with(tmp_path / "database.replaced", "old")
+    assert restore(tmp_path / "database")
+    assert (tmp_path / "database" / "is").read_text() == "old"
+    folder_with(tmp_path / "database.replaced", "older")
+    assert not restore(tmp_path / "database")
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_new_folder(tmp_path: Path, keep: bool) -> None:
+    target, partial = tmp_path / "out", tmp_path / "out.partial"
+    folder_with(partial, "left")
+    with pytest.raises(Interrupted), new_folder(target, keep=keep) as folder:
+        leave_half(folder / "half")
+    assert (target.exists(), partial.exists(), (partial / "is").exists()) == (False, keep, keep)
+    with new_folder(target, keep=keep) as folder:
+        (folder / "more").write_text("")
+    assert (target / "more").exists()
+    assert not partial.exists()
+
+
+def test_another_process_does_not_take_a_folder_that_is_being_filled(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "mine").write_text("")
+        code = (
+            "import sys, pathlib; from hashstream.runtime.folder_lock import new_folder\n"
+            "with new_folder(pathlib.Path(sys.argv[1])): pass"
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True, check=False
+        )
+        assert "another process is writing here" in other.stderr
+        assert (folder / "mine").exists()
+    with pytest.raises(SettingsError), new_folder(tmp_path / "out"):
+        FolderLock(tmp_path / "out.partial")
+    assert os.listdir(tmp_path) == ["out"]
