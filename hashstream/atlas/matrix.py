@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hashstream.atlas._slices import Buffers, Slice, SlicedArray, chunk_elements
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.layout import check_counts_dtype, check_sparse_arrays, stated_shape
-from hashstream.atlas.missing import check_chunks, check_dense_chunks
+from hashstream.atlas.missing import check_chunks, check_dense_chunks, check_pointer_chunks
 from hashstream.errors import HashStreamError, InputError
 
 MAX_CHUNK_ROWS = 1 << 16
@@ -121,9 +121,11 @@ class CsrMatrix:
                 f"{self.where}: indptr has {self._indptr.shape[0]} entries, expected {n_rows + 1} for {n_rows} rows. "
                 "The file is damaged: rebuild it from its source."
             )
-        for name, array in (("data", self._data), ("indices", self._indices), ("indptr", self._indptr)):
+        for name, array in (("data", self._data), ("indices", self._indices)):
             with _reading(f"{self.where}/{name}", 0, n_rows):
                 check_chunks(f"{self.where}/{name}", array)
+        with _reading(f"{self.where}/indptr", 0, n_rows):
+            check_pointer_chunks(f"{self.where}/indptr", self._indptr, self._indices, self.shape[1])
         with _reading(f"{self.where}/indptr", 0, n_rows):
             first, last = int(self._indptr[:1][0]), int(self._indptr[n_rows : n_rows + 1][0])
         if first != 0 or last != n_stored:

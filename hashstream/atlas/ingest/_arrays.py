@@ -14,7 +14,7 @@ from hashstream.atlas.ingest._rows import rows_from_dense
 from hashstream.atlas.ingest._source import Budget, native, reading
 from hashstream.atlas.ingest._spill import RowBuckets
 from hashstream.atlas.layout import check_sparse_arrays
-from hashstream.atlas.missing import check_chunks, check_dense_chunks
+from hashstream.atlas.missing import check_chunks, check_dense_chunks, check_pointer_chunks
 from hashstream.errors import InputError
 
 PEEK = 100_000
@@ -22,8 +22,8 @@ POINTER_WINDOW = 2**20
 MAX_BLOCK_VALUES = 2**22
 
 
-def _check_sparse(where: str, n_major: int, indptr: Any, indices: Any, data: Any) -> int:
-    """Number of values, after checking that the three arrays fit together."""
+def _check_sparse(where: str, n_major: int, n_minor: int, indptr: Any, indices: Any, data: Any) -> int:
+    """Number of values, after checking that the three arrays fit together; they lie by `n_major` rows or columns."""
     check_sparse_arrays(where, data=data, indices=indices, indptr=indptr)
     with reading(where):
         n_pointers = int(indptr.shape[0])
@@ -38,6 +38,8 @@ def _check_sparse(where: str, n_major: int, indptr: Any, indices: Any, data: Any
         )
     for name, array in (("indices", indices), ("data", data)):
         check_chunks(f"{where}/{name}", array)
+    with reading(f"{where}/indptr"):
+        check_pointer_chunks(f"{where}/indptr", indptr, indices, n_minor)
     return nnz
 
 
@@ -48,7 +50,7 @@ class CsrMatrix:
         self.where = where
         self.shape = self._n_rows, self._n_genes = shape
         self._indptr, self._indices, self._data = indptr, indices, data
-        self._nnz = _check_sparse(where, self._n_rows, indptr, indices, data)
+        self._nnz = _check_sparse(where, self._n_rows, self._n_genes, indptr, indices, data)
 
     def peek(self) -> NDArray[Any]:
         with reading(f"{self.where}/data"):
@@ -86,7 +88,7 @@ class CscMatrix:
         self.where = where
         self.shape = self._n_rows, self._n_genes = shape
         self._indptr, self._indices, self._data = indptr, indices, data
-        self._nnz = _check_sparse(where, self._n_genes, indptr, indices, data)
+        self._nnz = _check_sparse(where, self._n_genes, self._n_rows, indptr, indices, data)
 
     def peek(self) -> NDArray[Any]:
         with reading(f"{self.where}/data"):
