@@ -143,10 +143,15 @@ def stated_rows(obs: Any) -> int | None:
 
 
 def joined_column(stores: Sequence[ObsStore], key: str) -> pd.Series:
-    """A column of obs over some stores, as strings or numbers: (n_cells,)."""
+    """A column of obs over some stores: (n_cells,). Where it is of different kinds in them, as categories."""
     columns = [store.obs_column(key) for store in stores]
     if len(columns) == 1:
         return columns[0]
     import pandas as pd
 
-    return pd.concat([c.astype(object) for c in columns], ignore_index=True).astype("category")
+    if all(isinstance(column.dtype, pd.CategoricalDtype) for column in columns):
+        return pd.Series(pd.api.types.union_categoricals(columns, ignore_order=True))
+    kinds = {"text" if pd.api.types.is_string_dtype(c.dtype) else c.dtype.kind for c in columns}
+    if kinds <= {"i", "u", "f"} or len(kinds) == 1:
+        return pd.concat(columns, ignore_index=True)
+    return pd.concat([c.astype(object) for c in columns], ignore_index=True).astype("string").astype("category")

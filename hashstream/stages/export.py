@@ -49,7 +49,9 @@ def export(
     Parameters
     ----------
     target
-        An existing AnnData zarr store of the same cells, which gains the columns; or a new ``.h5ad`` or ``.zarr``.
+        An existing AnnData zarr store of the same cells, which gains the columns, and loses those of an earlier export
+        that the run does not have any more (obsm is put in place first, then obs); or a new ``.h5ad`` or ``.zarr``,
+        which gets X, obs and var only.
     atlas
         Where the encoded atlas is now, if not where it was encoded.
     counts
@@ -70,6 +72,11 @@ def export(
     if target.suffix == ".zarr" and target.exists():
         return _into_existing(run, target, force=force)
     check_target(target, force=force)
+    if target.exists() and any(target.resolve() == Path(path).resolve() for path in (*run.input_paths, *(atlas or ()))):
+        raise SettingsError(
+            f"{target}: this is the atlas that was encoded, of which a new file would hold less (no obsm, layers or "
+            "uns). Export into another file; an atlas in a .zarr gains the columns instead."
+        )
     source = open_run_atlas(run, atlas) if counts else None
     stores = open_run_obs(run, atlas) if source is None else source.stores
     with _aside(target) as folder:
@@ -217,8 +224,7 @@ def _write_source_obs(root: Any, stores: Sequence[ObsStore], n_cells: int, check
         write_names(obs, "_index", n_cells, names)
     for name in shared:
         column = joined_column(stores, name)
-        values = column.array if isinstance(column.dtype, pd.CategoricalDtype) else column.to_numpy()
-        write_elem(obs, name, plain_values(pd.Series(values)))
+        write_elem(obs, name, plain_values(column))
         check()
     return shared
 
@@ -306,20 +312,25 @@ def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
     mine = {name for name in order if name in set(dict(obs.attrs).get("hashstream-columns", []))}
     foreign = set(order) - mine
     names = _result_names(run, set() if force else foreign)
+    stale = mine - set(names.values())  # results of an earlier export that the run does not have any more
     with _aside(target) as folder:
         # obs and obsm are made anew beside the store, of links to what stays, and put in place whole.
         made: Any = zarr.create_group(folder / "store", zarr_format=root.metadata.zarr_format)
         for name in ("obs", "obsm"):
             if (target / name).is_dir():
                 shutil.copytree(target / name, folder / "store" / name, copy_function=_link)
+        for name in stale:
+            if name in made["obs"]:
+                del made["obs"][name]
         with anndata.settings.override(zarr_write_format=root.metadata.zarr_format, auto_shard_zarr_v3=True):
-            _write_results(made, run, names, order)
+            _write_results(made, run, names, [name for name in order if name not in stale])
         _write_obsm(made, run)
         made["obs"].attrs["hashstream-columns"] = sorted(names.values())
         for name in ("obsm", "obs"):
             publish(folder / "store" / name, target / name)
     _consolidate(target)
-    return {"target": str(target), "cells": run.n_cells, "obs": list(names.values()), "obsm": [OBSM_KEY]}
+    removed = {"removed": sorted(stale)} if stale else {}
+    return {"target": str(target), "cells": run.n_cells, "obs": list(names.values()), "obsm": [OBSM_KEY], **removed}
 
 
 def _link(source: str, target: str) -> None:
