@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import zarr
 from click.testing import Result
 
@@ -299,8 +301,6 @@ def test_a_lost_chunk_of_a_sparse_matrix_is_noticed_when_it_is_read(s3: S3) -> N
 
 
 def test_a_lost_chunk_of_a_dense_matrix_is_noticed(folder: Path, s3: S3, web: Web, tmp_path: Path) -> None:
-    import shutil
-
     web.faults.answer(404, part="X/c/1/0")
     with pytest.raises(InputError, match="1 of 3 chunks are missing"):
         open_atlas(f"{web.url}/dense.zarr")
@@ -309,6 +309,39 @@ def test_a_lost_chunk_of_a_dense_matrix_is_noticed(folder: Path, s3: S3, web: We
     url = s3.upload(tmp_path / "dense.zarr", "lost/dense.zarr")
     with pytest.raises(InputError, match="1 of 3 chunks are missing"):
         open_atlas(url)
+
+
+def test_pointers_of_first_cells_without_counts_need_no_chunk(
+    s3: S3, web: Web, folder: Path, small_adata: anndata.AnnData, tmp_path: Path
+) -> None:
+    import warnings
+
+    some = small_adata.copy()
+    some.X = sp.vstack([sp.csr_matrix((250, 300), dtype=np.float32), some.X[250:]], format="csr")
+    with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        some.write_zarr(tmp_path / "some.zarr")
+        _rechunk(tmp_path / "some.zarr", 100)
+    chunks = tmp_path / "some.zarr" / "X" / "indptr" / "c"
+    assert sorted(int(p.name) for p in chunks.iterdir()) == [2, 3, 4, 5, 6]
+    for url in (s3.upload(tmp_path / "some.zarr", "first/some.zarr"), _served(web, folder, tmp_path / "some.zarr")):
+        matrix = open_atlas(url).stores[0].matrix
+        assert np.array_equal(np.diff(matrix.read_rows(0, 600).indptr), np.diff(some.X.indptr))
+    (chunks / "2").unlink()
+    for url in (s3.upload(tmp_path / "some.zarr", "lost/some.zarr"), _served(web, folder, tmp_path / "some.zarr")):
+        with pytest.raises(InputError, match="X/indptr: 3 of 7 chunks are missing"):
+            open_atlas(url)
+    # Where the first is there, the others are not looked for: reading tells.
+    s3.faults.answer(404, part="X/indptr/c/0")
+    with pytest.raises(InputError, match="X/indptr/c/0: this chunk is missing"):
+        open_atlas("s3://cells/atlases/v3.zarr")
+
+
+def _served(web: Web, folder: Path, store: Path) -> str:
+    """URL of a copy of a store."""
+    shutil.rmtree(folder / store.name, ignore_errors=True)
+    shutil.copytree(store, folder / store.name)
+    return f"{web.url}/{store.name}"
 
 
 def test_shards_need_a_server_that_sends_parts(web: Web) -> None:
