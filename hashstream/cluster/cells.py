@@ -83,18 +83,21 @@ class BitProfiles:
         """The three most probable clusters of each code, fewer where there are fewer; see `anchor_scores`."""
         return anchor_scores(codes, self.tables, n_threads=n_threads)
 
-    def assign(self, codes: NDArray[np.uint64], *, n_threads: int = 1) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The cluster of each code, and how sure it is.
+    def assign(
+        self, codes: NDArray[np.uint64], *, n_threads: int = 1
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]:
+        """The cluster of each code, how sure it is, and the next best one.
 
         Returns
         -------
         labels : (n,) int32
         confidence : (n,) float32
             Probability of the cluster over its sum with that of the second: 0.5 to 1.
+        other : (n,) int32
         """
         found = self.scores(codes, n_threads=n_threads)
         first, second = found.probabilities[:, 0], found.probabilities[:, 1]
-        return found.top[:, 0].copy(), first / (first + second)
+        return found.top[:, 0].copy(), first / (first + second), found.top[:, 1].copy()
 
 
 def _tables(weight: NDArray[np.float64], offset: NDArray[np.float64], n_words: int) -> AnchorTables:

@@ -8,13 +8,16 @@ from numpy.typing import NDArray
 from hashstream.cluster.kmeans import weighted_means
 
 _BLOCK_TOKENS = 8192
-#: Below this a token is as near to another cluster as to its own, or nearly so.
-UNSURE = 0.6
+#: Below this a token is as near to another cluster as to its own, or nearly so. In many dimensions a token far outside
+#: both is not much farther from the one than from the other, so that few are above 0.6.
+UNSURE = 0.52
+#: The same for a cell whose confidence is a probability, see `hashstream.cluster.cells`.
+UNSURE_PROBABILITY = 0.6
 
 
 def assignment_confidence(
     points: NDArray[np.float32], counts: NDArray[np.int64], labels: NDArray[np.integer]
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """The Student-t similarity of each token to its cluster's mean, over its sum with that to the best other cluster.
 
     1 is sure, 0.5 undecided between two clusters, and less means that another cluster's mean is nearer. The similarity
@@ -30,15 +33,17 @@ def assignment_confidence(
 
     Returns
     -------
-    (n_tokens,) float32
+    confidence : (n_tokens,) float32
+    other : (n_tokens,) int32
+        The best other cluster; the only one where there is no other.
     """
     n_clusters = int(labels.max()) + 1
     if n_clusters == 1:
-        return np.ones(len(points), dtype=np.float32)
+        return np.ones(len(points), dtype=np.float32), np.zeros(len(points), dtype=np.int32)
     centres = weighted_means(points, counts, labels, n_clusters)
     own_distance = ((points - centres[labels]) ** 2).sum(axis=1)
     spread = max(float(np.average(own_distance, weights=counts)), 1e-12)
-    out = np.empty(len(points), dtype=np.float32)
+    confidence, other = np.empty(len(points), dtype=np.float32), np.empty(len(points), dtype=np.int32)
     for start in range(0, len(points), _BLOCK_TOKENS):
         rows = slice(start, start + _BLOCK_TOKENS)
         some = points[rows].astype(np.float64)
@@ -47,5 +52,6 @@ def assignment_confidence(
         mine = np.arange(len(some)), labels[rows]
         own = similarity[mine]
         similarity[mine] = -1.0
-        out[rows] = own / (own + similarity.max(axis=1))
-    return out
+        confidence[rows] = own / (own + similarity.max(axis=1))
+        other[rows] = similarity.argmax(axis=1)
+    return confidence, other

@@ -37,8 +37,8 @@ class TokenClusters:
     ----------
     labels : (n_tokens,) int32
         0 to n_clusters - 1, each used.
-    confidence : (n_tokens,) float32
-        See `assignment_confidence`.
+    confidence, other : (n_tokens,) float32, (n_tokens,) int32
+        How sure the cluster is, and the next best one; see `assignment_confidence`.
     n_clusters : int
     chosen_by : str
         How the number of clusters came about.
@@ -49,6 +49,7 @@ class TokenClusters:
 
     labels: NDArray[np.int32]
     confidence: NDArray[np.float32]
+    other: NDArray[np.int32]
     n_clusters: int
     chosen_by: str
     bucket_bits: int
@@ -127,10 +128,11 @@ def cluster_tokens(
     else:
         labels, chosen_by = _cluster(means, points, coarse.counts, method, wanted)
     used, compact = np.unique(labels, return_inverse=True)
-    confidence = assignment_confidence(points, coarse.counts, compact)
+    confidence, other = assignment_confidence(points, coarse.counts, compact)
     return TokenClusters(
         compact.astype(np.int32)[parent],
         confidence[parent],
+        other[parent],
         len(used),
         chosen_by,
         bucket_bits,
@@ -227,7 +229,7 @@ class _Wanted:
         """The number of clusters, and what chose it."""
         if self.n_clusters is not None:
             return self.n_clusters, "user"
-        found = choose_n_clusters(points, counts, seed=self.seed)
+        found = choose_n_clusters(points, counts, seed=self.seed, n_threads=self.n_threads)
         return found, "Leiden communities of the token graph at resolution 1"
 
 

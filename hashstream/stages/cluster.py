@@ -12,17 +12,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashstream.buckets import Tokens
-from hashstream.cluster import UNSURE, TokenClusters, TransformerSettings, cluster_tokens
+from hashstream.cluster import UNSURE, UNSURE_PROBABILITY, TokenClusters, TransformerSettings, cluster_tokens
 from hashstream.cluster.partition import CELLS_PER_BUCKET, MOST_POINTS
 from hashstream.errors import SettingsError
 from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
-from hashstream.stages.cluster_cells import CellClusters
+from hashstream.stages.cluster_cells import CellClusters, pair_counts
 
 ASSIGNMENTS = ("auto", "bucket", "cell")
-#: Buckets in the record of those that hold many cells and are torn between two clusters.
+#: Pairs of clusters in the record, of those between which most cells are torn.
 MIXED_LISTED = 10
 _COLUMNS = ["cluster", "cluster_confidence"]
 
@@ -86,8 +86,8 @@ def cluster(
     Returns
     -------
     dict
-        Method, number of clusters, their sizes, warnings, the time it took, and ``mixed``: the share of cells in
-        buckets that are torn between two clusters, and the largest such buckets.
+        Method, number of clusters, their sizes, warnings, the time it took, and ``mixed``: the share of cells that are
+        torn between two clusters (`hashstream.cluster.confidence`), and between which most are.
 
     Raises
     ------
@@ -140,6 +140,11 @@ def cluster(
     if found.n_clusters > 1 and by_cell:
         cells = CellClusters.of_buckets(run, labels, n_threads=available_threads())
         sizes = cells.sizes
+    if cells is None:
+        torn = np.where(found.confidence < UNSURE, tokens.counts, 0)
+        mixed = _mixed(UNSURE, pair_counts(labels, rank[found.other], found.n_clusters, torn), run.n_cells)
+    else:
+        mixed = _mixed(UNSURE_PROBABILITY, cells.unsure, run.n_cells)
     record = {
         "method": method,
         "n_clusters": len(sizes),
@@ -150,7 +155,7 @@ def cluster(
         "bucket_bits": found.bucket_bits,
         "batch_key": batch_key,
         "sizes": sorted(sizes.tolist(), reverse=True),
-        "mixed": _mixed(tokens, labels, found.confidence),
+        "mixed": mixed,
         "warnings": list(found.warnings),
         "seed": seed,
         "seconds": round(time.perf_counter() - begin, 3),
@@ -196,11 +201,7 @@ def _cluster_landmarks(
         "bucket_bits": run.n_bits,
         "batch_key": None,
         "sizes": sizes,
-        "mixed": {
-            "confidence_below": UNSURE,
-            "share_of_cells": 0.0 if cells is None else round(cells.unsure / run.n_cells, 4),
-            "largest": [],
-        },
+        "mixed": _mixed(UNSURE_PROBABILITY, np.zeros((1, 1), np.int64) if cells is None else cells.unsure, run.n_cells),
         "warnings": [],
         "seed": seed,
         "seconds": round(time.perf_counter() - begin, 3),
@@ -236,15 +237,19 @@ def _with_progress(tokens: Tokens, progress: ProgressListener, **options: Any) -
             progress.finish()
 
 
-def _mixed(tokens: Tokens, labels: NDArray[np.int32], confidence: NDArray[np.float32]) -> dict[str, Any]:
-    """Buckets that are torn between two clusters, the largest first."""
-    unsure = np.flatnonzero(confidence < UNSURE)
-    largest = unsure[np.argsort(-tokens.counts[unsure], kind="stable")][:MIXED_LISTED]
+def _mixed(below: float, torn: NDArray[np.int64], n_cells: int) -> dict[str, Any]:
+    """The share of cells that are torn between two clusters, and the pairs between which most are.
+
+    Parameters
+    ----------
+    torn : (n_clusters, n_clusters) int64
+        Cells of each cluster torn between it and another.
+    """
+    pairs = np.triu(torn + torn.T, 1)
+    most = np.argsort(-pairs, axis=None, kind="stable")[:MIXED_LISTED]
+    found = [(int(pair // len(pairs)), int(pair % len(pairs))) for pair in most]
     return {
-        "confidence_below": UNSURE,
-        "share_of_cells": round(float(tokens.counts[unsure].sum() / tokens.n_cells), 4),
-        "largest": [
-            {"cells": int(tokens.counts[i]), "cluster": str(labels[i]), "confidence": round(float(confidence[i]), 3)}
-            for i in largest
-        ],
+        "confidence_below": below,
+        "share_of_cells": round(float(torn.sum() / n_cells), 4),
+        "between": [{"clusters": [str(a), str(b)], "cells": int(pairs[a, b])} for a, b in found if pairs[a, b]],
     }

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashstream.cluster import UNSURE, cluster_landmarks
+from hashstream.cluster import UNSURE_PROBABILITY, cluster_landmarks
 from hashstream.cluster.cells import BitProfiles
 from hashstream.kernels import count_set_bits
 from hashstream.runtime.arrow import category_array, number_array
@@ -35,8 +35,8 @@ class CellClusters:
         Cells of each, falling.
     moved : int or None
         Cells that are not in their bucket's cluster; None where buckets have none.
-    unsure : int
-        Cells torn between two clusters.
+    unsure : (n_clusters, n_clusters) int64
+        Cells of each cluster that are torn between it and each other one.
     """
 
     run: Run
@@ -44,12 +44,12 @@ class CellClusters:
     number: NDArray[np.int32]
     sizes: NDArray[np.int64]
     moved: int | None
-    unsure: int
+    unsure: NDArray[np.int64]
     n_threads: int
 
     @classmethod
     def of_buckets(cls, run: Run, labels: NDArray[np.int32], *, n_threads: int) -> CellClusters:
-        """From the cluster of each bucket: two passes over the codes, in blocks.
+        """From the cluster of each bucket: two passes over the codes, in blocks, and a third for the columns.
 
         Parameters
         ----------
@@ -72,6 +72,8 @@ class CellClusters:
         n_threads: int,
     ) -> tuple[CellClusters | None, str, int]:
         """From clusters of landmarks (`hashstream.cluster.cluster_landmarks`): two passes over the codes, in blocks.
+
+        The columns take a third one.
 
         Returns
         -------
@@ -107,23 +109,32 @@ class CellClusters:
         cls, run: Run, profiles: BitProfiles, n: int, labels: NDArray[np.int32] | None, n_threads: int
     ) -> CellClusters:
         """Clusters by size, from one pass over the codes."""
-        cells, moved, unsure = np.zeros(n, np.int64), 0, 0
+        cells, moved, unsure = np.zeros(n, np.int64), 0, np.zeros((n, n), np.int64)
         for rows, buckets in _blocks(run):
-            found, confidence = profiles.assign(run.codes(rows.start, rows.stop), n_threads=n_threads)
+            found, confidence, other = profiles.assign(run.codes(rows.start, rows.stop), n_threads=n_threads)
             cells += np.bincount(found, minlength=n)
-            unsure += int(np.count_nonzero(confidence < UNSURE))
+            unsure += pair_counts(found, other, n, confidence < UNSURE_PROBABILITY)
             if labels is not None:
                 moved += int(np.count_nonzero(found != labels[buckets]))
         order = np.argsort(-cells, kind="stable")[: np.count_nonzero(cells)]
         number = np.full(n, -1, np.int32)
         number[order] = np.arange(len(order), dtype=np.int32)
-        return cls(run, profiles, number, cells[order], None if labels is None else moved, unsure, n_threads)
+        torn = unsure[np.ix_(order, order)]
+        return cls(run, profiles, number, cells[order], None if labels is None else moved, torn, n_threads)
 
     def columns(self, rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         """Columns of some cells, for `Run.set_cell_columns`."""
-        found, confidence = self.profiles.assign(self.run.codes(rows.start, rows.stop), n_threads=self.n_threads)
+        found, confidence, _ = self.profiles.assign(self.run.codes(rows.start, rows.stop), n_threads=self.n_threads)
         names = [str(i) for i in range(len(self.sizes))]
         return {"cluster": category_array(names, self.number[found]), "cluster_confidence": number_array(confidence)}
+
+
+def pair_counts(
+    own: NDArray[np.integer], other: NDArray[np.integer], n: int, weights: NDArray[np.integer | np.bool_]
+) -> NDArray[np.int64]:
+    """Sums of `weights` for each pair of a cluster and another one: (n, n) int64."""
+    pairs = own.astype(np.int64) * n + other
+    return np.bincount(pairs, weights=weights, minlength=n * n).reshape(n, n).astype(np.int64)
 
 
 def profiles_of_buckets(run: Run, labels: NDArray[np.int32], n: int) -> BitProfiles:

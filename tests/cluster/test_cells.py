@@ -27,7 +27,7 @@ def test_cells_go_to_the_most_probable_cluster(n_bits: int) -> None:
     set_bits, sizes = count_set_bits(codes, labels, 3, n_bits), np.bincount(labels)
     bits = unpack_bits(codes, n_bits)
     np.testing.assert_array_equal(set_bits, [bits[labels == c].sum(axis=0) for c in range(3)])
-    found, confidence = BitProfiles.of(set_bits, sizes, codes[:500], labels[:500]).assign(codes, n_threads=2)
+    found, confidence, _ = BitProfiles.of(set_bits, sizes, codes[:500], labels[:500]).assign(codes, n_threads=2)
     share = (set_bits + 1) / (sizes[:, None] + 2)
     odds = bits @ np.log(share).T + (1 - bits.astype(int)) @ np.log(1 - share).T + np.log(sizes)
     clear = np.sort(odds, axis=1)[:, -1] - np.sort(odds, axis=1)[:, -2] > 0.05  # weights are rounded
@@ -40,7 +40,7 @@ def test_cells_go_to_the_most_probable_cluster(n_bits: int) -> None:
 def test_confidence_is_softened_towards_the_labels() -> None:
     codes, _, labels = mixed_codes(64)
     set_bits, sizes = count_set_bits(codes, labels, 3, 64), np.bincount(labels)
-    found, confidence = BitProfiles.of(set_bits, sizes, codes, labels).assign(codes)
+    found, confidence, _ = BitProfiles.of(set_bits, sizes, codes, labels).assign(codes)
     share = (set_bits + 1) / (sizes[:, None] + 2)
     bits = unpack_bits(codes, 64)
     hard = softmax(bits @ np.log(share).T + (1 - bits.astype(int)) @ np.log(1 - share).T + np.log(sizes), axis=1)
@@ -54,7 +54,7 @@ def test_confidence_is_softened_towards_the_labels() -> None:
 def test_learned_profiles_are_those_of_a_logistic_regression(n_bits: int, n_clusters: int) -> None:
     codes, truth, _ = mixed_codes(n_bits)
     labels = np.minimum(truth, n_clusters - 1).astype(np.int32)
-    found, confidence = BitProfiles.learned(codes[:3000], labels[:3000], n_bits).assign(codes, n_threads=2)
+    found, confidence, _ = BitProfiles.learned(codes[:3000], labels[:3000], n_bits).assign(codes, n_threads=2)
     signs = 2.0 * unpack_bits(codes, n_bits) - 1.0
     # Of two clusters scikit-learn has one weight, here there are two of half the size, whose squares add up to half.
     inverse_penalty = (2.0 if n_clusters == 2 else 1.0) / 30.0

@@ -174,8 +174,9 @@ def test_leiden_of_learned_tokens() -> None:
 def test_confidence_is_high_inside_and_even_between() -> None:
     points = np.array([[-5.0, 0.0], [-5.2, 0.0], [5.0, 0.0], [5.2, 0.0], [0.0, 0.0], [6.0, 0.0]], dtype=np.float32)
     counts = np.array([100, 100, 100, 100, 1, 1])
-    found = assignment_confidence(points, counts, np.array([0, 0, 1, 1, 0, 0]))
+    found, other = assignment_confidence(points, counts, np.array([0, 0, 1, 1, 0, 0]))
+    assert other.tolist() == [1, 1, 0, 0, 1, 1]
     assert (found[:4] > 0.95).all()
     assert found[4] == pytest.approx(0.5, abs=0.05)
     assert found[5] < 0.05, "given to the farther cluster"
-    assert assignment_confidence(points, counts, np.zeros(6, dtype=int)).tolist() == [1.0] * 6
+    assert assignment_confidence(points, counts, np.zeros(6, dtype=int))[0].tolist() == [1.0] * 6

@@ -71,16 +71,21 @@ def test_batch_keys_that_cannot_be_used(shifted: tuple[Path, anndata.AnnData], t
     assert "cluster" not in Run.open(tmp_path / "run").cell_columns()
 
 
-def test_the_record_names_torn_buckets(small_h5ad: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("assign", ["bucket", "cell"])
+def test_the_record_says_between_which_clusters_cells_are_torn(small_h5ad: Path, tmp_path: Path, assign: str) -> None:
     encode(small_h5ad, tmp_path / "run")
-    record = cluster(tmp_path / "run", n_clusters=40)
+    record = cluster(tmp_path / "run", n_clusters=40, assign=assign, method="ward")
     mixed = record["mixed"]
     confidence = column(tmp_path / "run", "cluster_confidence")
     share = float((confidence < np.float32(mixed["confidence_below"])).mean())
     assert mixed["share_of_cells"] == pytest.approx(share, abs=1e-4)
-    assert len(mixed["largest"]) > 0
-    cells = [bucket["cells"] for bucket in mixed["largest"]]
+    pairs = mixed["between"]
+    cells = [pair["cells"] for pair in pairs]
     assert cells == sorted(cells, reverse=True)
+    assert 0 < sum(cells) <= round(share * 600)
+    assert all(a != b for a, b in (pair["clusters"] for pair in pairs))
+    torn = column(tmp_path / "run", "cluster")[confidence < np.float32(mixed["confidence_below"])]
+    assert set(pairs[0]["clusters"]) & set(torn)
 
 
 def test_cells_are_assigned_by_their_codes(small_h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
