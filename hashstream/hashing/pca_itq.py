@@ -110,10 +110,15 @@ def _fit(
     n_wanted = max(settings.n_components, settings.n_bits)
     genes, genes_by = _chosen_genes(sample, settings, batches)
     limit = min(len(genes), sample.n_cells - 1)
+    if limit < 1:
+        raise SettingsError(
+            f"no code can be learned from {sample.n_cells} cell(s) with counts and {len(genes)} genes that vary among "
+            "them: expected two cells and one such gene at least. Encode with the hasher of another atlas (--hasher)."
+        )
     if limit < settings.n_bits:
         raise SettingsError(
             f"{settings.n_bits} bits need as many cells and variable genes, but the sample has {sample.n_cells} cells "
-            f"and {len(genes)} variable genes; use at most --bits {max(limit, 1)}."
+            f"and {len(genes)} variable genes; use at most --bits {limit}."
         )
     sample.keep_genes(genes)
     trim()

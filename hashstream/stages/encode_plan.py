@@ -48,7 +48,7 @@ class EncodeSettings:
         Cells a chunk; None: as many as about 12 MiB of matrix hold (32 on a GPU), or fewer where `max_memory` asks for
         it.
     max_buckets : int
-        Most buckets; prefixes are shortened until they fit.
+        Most buckets, 2 or more; prefixes are shortened until they fit.
     bucket_bits : int or None
         Prefix to start from; None: the whole code.
     min_overlap : float
@@ -79,6 +79,8 @@ class EncodeSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} is {value}; expected a positive number.")
+        if self.max_buckets < 2:
+            raise SettingsError("max_buckets is 1; expected 2 or more: one bucket says nothing.")
         if not self.checkpoint_seconds >= 0:
             raise SettingsError(f"checkpoint_seconds is {self.checkpoint_seconds}; expected 0 or more.")
         if not 0 <= self.min_overlap <= 1:

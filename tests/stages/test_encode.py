@@ -260,3 +260,15 @@ def test_same_bytes_on_real_data(real_data: Callable[[str], Path], tmp_path: Pat
     third = encode(tmp_path / "kang.zarr", tmp_path / "third")
     assert third is not None
     assert content(third.path) == content(first.path)
+
+
+def test_a_single_bucket_is_refused() -> None:
+    with pytest.raises(SettingsError, match="2 or more"):
+        EncodeSettings(max_buckets=1)
+
+
+@pytest.mark.parametrize("counts", [np.ones((1, 5)), np.full((6, 4), 3.0)], ids=["one cell", "all equal"])
+def test_cells_that_nothing_can_be_learned_from(tmp_path: Path, counts: np.ndarray) -> None:
+    anndata.AnnData(sp.csr_matrix(counts.astype(np.float32))).write_h5ad(tmp_path / "few.h5ad")
+    with pytest.raises(SettingsError, match="no code can be learned"):
+        encode(tmp_path / "few.h5ad", tmp_path / "run", fit_settings=PcaItqSettings(n_bits=1))
