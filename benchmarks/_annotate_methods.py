@@ -38,6 +38,10 @@ HASHSTREAM: dict[str, dict[str, Any]] = {
 }
 
 
+#: The way without training: votes of a labelled run.
+REFERENCE = "HashStream, reference run"
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a method says about the test cells, and what it took.
@@ -102,6 +106,35 @@ def hashstream(
     annotate_by_anchors(run, hasher=folder / "hasher")
     annotate = clock.lap()
     cells = pd.read_parquet(folder / "run" / "cells.parquet")
+    return Answer(
+        labels=cells["label_best"].astype(str).to_numpy(),
+        confidence=cells["label_confidence"].to_numpy(dtype=np.float64),
+        novelty=cells["label_novelty"].to_numpy(dtype=np.float64),
+        rejected=(cells["label"] == "unknown").to_numpy(),
+        train=train,
+        annotate=annotate,
+        max_rss=peak_rss_bytes(),
+    )
+
+
+def hashstream_by_reference(task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
+    """The verbs `fit`, `encode` for both files, and `annotate --reference`: no labels are learned from."""
+    from hashstream.hashing import PcaItqSettings
+    from hashstream.stages.annotate import annotate as annotate_by_votes
+    from hashstream.stages.encode import encode
+    from hashstream.stages.fit import fit
+
+    del genes
+    clock = Clock()
+    fit(task.train, folder / "own", batch_key=task.batch_key, settings=PcaItqSettings(), seed=seed, force=True)
+    reference = encode(task.train, folder / "reference", hasher=folder / "own", force=True)
+    train = clock.lap()
+    run = encode(task.test, folder / "query", hasher=folder / "own", force=True)
+    assert run is not None
+    assert reference is not None
+    annotate_by_votes(run, reference=reference, labels=TRUTH)
+    annotate = clock.lap()
+    cells = pd.read_parquet(folder / "query" / "cells.parquet")
     return Answer(
         labels=cells["label_best"].astype(str).to_numpy(),
         confidence=cells["label_confidence"].to_numpy(dtype=np.float64),
@@ -256,6 +289,7 @@ def _from_probabilities(
 
 
 BASELINES: dict[str, Callable[[Task, int, list[str], Path], Answer]] = {
+    REFERENCE: hashstream_by_reference,
     "logistic regression": logistic_regression,
     "logistic regression, best C": strong_logistic_regression,
     "15-NN on PCA": nearest_neighbours,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks._annotate_methods import REFERENCE
 from benchmarks._quality_page import bar_grid, cell_text, grid, machine
 from benchmarks._quality_scores import Entry, values
 from hashstream.runtime.provenance import versions
@@ -39,6 +40,26 @@ NOVELTY_TRIED = (
     "has a threshold of its own. Paul 2015 is a continuum: a stage of it that was left out looks like its neighbours."
 )
 _SHARES = (100, 95, 90, 80, 70, 50)
+
+
+def measured_on() -> str:
+    """Day, machine and versions of what is measured now."""
+    found = versions()
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}; Python {found['python']}, numpy {found['numpy']}, scikit-learn "
+        f"{found['scikit-learn']}"
+    )
+
+
+def _measured(entries: list[Entry]) -> list[str]:
+    """When and where, the methods named but for those of the day on which most were measured."""
+    by_day: dict[str, list[str]] = {}
+    for entry in entries:
+        names = by_day.setdefault(entry["measured"], [])
+        if entry["task"].removeprefix(NOVELTY) not in names:
+            names.append(entry["task"].removeprefix(NOVELTY))
+    days = sorted(by_day, key=lambda day: -len(by_day[day]))
+    return [days[0], *(f"{day} ({'; '.join(by_day[day])})" for day in days[1:])]
 
 
 def mean_of(entries: list[Entry], method: str, task: str, metric: str) -> float:
@@ -131,7 +152,6 @@ def _has(entries: list[Entry], method: str, metric: str) -> bool:
 
 def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) -> None:
     """Writes the page of results."""
-    found = versions()
     methods = list(dict.fromkeys(e["task"] for e in entries if not e["task"].startswith(NOVELTY)))
     tasks = tasks_of(entries, DEFAULT)
     seeds = len({e["replicate"] for e in entries if e["task"] == DEFAULT})
@@ -150,8 +170,8 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
         "    --json benchmarks/results/annotate.json --markdown docs/annotate.md",
         "```",
         "",
-        f"on {datetime.now(UTC):%Y-%m-%d}, {machine()}; Python {found['python']}, numpy {found['numpy']}, scikit-learn "
-        f"{found['scikit-learn']}. Mean and standard deviation over seeds: of the split and of training on worm, "
+        f"on {'; and on '.join(_measured(entries))}. Mean and standard deviation over seeds: of the split and of "
+        "training on worm, "
         "pbmc3k and paul15 (70% of each type to learn from), of training alone where a batch is held out. Methods that "
         "do not depend on the seed have one value there. All methods have the genes that HashStream selected on the "
         "training "
@@ -163,7 +183,8 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
         "",
         "*scHash, published* is its network, preprocessing, moment matching, loss and schedule (200 epochs at 1.2e-5), "
         "written from its description; *rate 1e-3* the same at a hundred times the rate for 50 epochs. *HashStream, "
-        "scHash's loss* is HashStream with that loss in place of its own.",
+        "scHash's loss* is HashStream with that loss in place of its own. *HashStream, reference run* learns nothing "
+        "from labels: `annotate --reference` with the training file's run, after `fit --method pca-itq`.",
         "",
         "## Bars",
         "",
@@ -175,6 +196,8 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
             lines += [f"## {title}", "", _metric_table(entries, methods, tasks, metric), ""]
         lines += ["## Accuracy of the surest cells", "", _coverage(entries, methods, tasks), ""]
         lines += ["With the thresholds that HashStream learns for each type:", "", _rejection(entries, tasks), ""]
+        if tasks_of(entries, REFERENCE) == tasks:
+            lines += [f"{REFERENCE}, by default:", "", _rejection(entries, tasks, REFERENCE), ""]
     if datasets := tasks_of(entries, NOVELTY + DEFAULT):
         lines += ["## A type that was not learned", "", *_novelty(entries, datasets), "", NOVELTY_TRIED, ""]
     if tasks:
@@ -194,9 +217,9 @@ def _coverage(entries: list[Entry], methods: list[str], tasks: list[str]) -> str
     return grid(["mean over tasks", *(f"{share}% of cells" for share in _SHARES)], rows)
 
 
-def _rejection(entries: list[Entry], tasks: list[str]) -> str:
+def _rejection(entries: list[Entry], tasks: list[str], method: str = DEFAULT) -> str:
     metrics = ("accuracy", "rejected", "accuracy_of_labelled")
-    rows = [[task, *(f"{mean_of(entries, DEFAULT, task, metric):.3f}" for metric in metrics)] for task in tasks]
+    rows = [[task, *(f"{mean_of(entries, method, task, metric):.3f}" for metric in metrics)] for task in tasks]
     return grid(["", "accuracy of all", "share unknown", "accuracy of the others"], rows)
 
 
@@ -207,13 +230,17 @@ def _novelty(entries: list[Entry], datasets: list[str]) -> list[str]:
     for name in methods:
         method = name.removeprefix(NOVELTY)
         for metric, about in (("auroc", "novelty"), ("auroc_confidence", "1 - confidence")):
-            if metric == "auroc" and method != DEFAULT:
+            if metric == "auroc" and method not in (DEFAULT, REFERENCE):
                 continue
             found = [auroc_of(entries, method, dataset, metric) for dataset in datasets]
             rows.append([f"{method}, {about}", *(f"{v:.3f}" for v in found), f"{statistics.fmean(found):.3f}"])
-    for metric, about in (("novel_rejected", "unknown, of the novel"), ("known_rejected", "unknown, of the others")):
-        found = [auroc_of(entries, DEFAULT, dataset, metric) for dataset in datasets]
-        rows.append([f"{DEFAULT}, {about}", *(f"{v:.3f}" for v in found), f"{statistics.fmean(found):.3f}"])
+    for method in (name for name in (DEFAULT, REFERENCE) if NOVELTY + name in methods):
+        for metric, about in (
+            ("novel_rejected", "unknown, of the novel"),
+            ("known_rejected", "unknown, of the others"),
+        ):
+            found = [auroc_of(entries, method, dataset, metric) for dataset in datasets]
+            rows.append([f"{method}, {about}", *(f"{v:.3f}" for v in found), f"{statistics.fmean(found):.3f}"])
     worst = sorted(
         (entry for entry in entries if entry["task"] == NOVELTY + DEFAULT), key=lambda entry: entry["auroc"]
     )[:8]

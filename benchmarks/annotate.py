@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from benchmarks._annotate_methods import BASELINES, DETERMINISTIC, HASHSTREAM, Answer, call
-from benchmarks._annotate_page import summarise, write_markdown
+from benchmarks._annotate_methods import BASELINES, DETERMINISTIC, HASHSTREAM, REFERENCE, Answer, call
+from benchmarks._annotate_page import measured_on, summarise, write_markdown
 from benchmarks._annotate_tasks import Task, batch_column, labels_of, make_task, task_names, without_type
 from benchmarks._measure import Record
 from benchmarks._quality_scores import DATA_VARIABLE, DEFAULT_DATA, SETS, Entry
@@ -35,7 +35,7 @@ from hashstream.atlas import open_atlas
 from hashstream.hashing.anchors.calibrate import expected_calibration_error
 from hashstream.stages.fit import fit_hasher
 
-NOVELTY_METHODS = ("HashStream", "logistic regression")
+NOVELTY_METHODS = ("HashStream", REFERENCE, "logistic regression")
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 #: A type that is left out must have so many test cells.
 FEWEST_NOVEL = 3
@@ -92,6 +92,7 @@ def record_of(name: str, task: Task, seed: int, answer: Answer, **metrics: Any) 
         **asdict(record),
         "train_cpu_s": round(answer.train[0], 4),
         "annotate_cpu_s": round(answer.annotate[0], 4),
+        "measured": measured_on(),
         **metrics,
     }
 
