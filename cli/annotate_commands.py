@@ -10,14 +10,16 @@ from hashstream.cli import options
 from hashstream.cli.context import Session
 
 pass_session = click.pass_obj
+#: Options of `annotate` that go with one of the two ways only.
+ANNOTATE_MODES = dict.fromkeys(("labels", "parents", "assign", "novel_rate", "neighbours", "atlas"), ("--reference",))
 
 
 @click.command()
 @options.run
 @click.option("--hasher", type=options.PathType, help="Folder of `fit --method anchors`, with which RUN was encoded.")
-@click.option("--reference", type=options.PathType, help="Or: run of a labelled atlas, same hasher.")
-@click.option("--labels", metavar="KEY", help="Column of the reference's obs with the labels.")
-@click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="Reference cells that vote.")
+@click.option("--reference", type=options.PathType, help="Or: RUN of a labelled atlas, encoded with the same hasher.")
+@click.option("--labels", metavar="KEY", help="--reference: column of its obs with the labels.")
+@click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="--reference: cells that vote.")
 @click.option(
     "--unknown-threshold",
     type=click.FloatRange(0, 1),
@@ -29,7 +31,7 @@ pass_session = click.pass_obj
     type=options.PathType,
     help="Parents of the labels (.yaml of `child: parent`, or .csv): a parent where the child is unsure.",
 )
-@click.option("--parents", metavar="KEY", help="Or: column of the reference's obs with the parent of each label.")
+@click.option("--parents", metavar="KEY", help="Or, --reference: column of its obs with the parent of each label.")
 @click.option(
     "--assign",
     type=click.Choice(["auto", "bucket", "cell"]),
@@ -46,9 +48,12 @@ pass_session = click.pass_obj
 )
 @click.option("--majority", is_flag=True, help="Add label_majority: the label of most cells of each cluster.")
 @click.option(
-    "--min-share", type=click.FloatRange(0, 1), show_default=True, help="Share of a cluster that --majority needs."
+    "--min-share",
+    type=click.FloatRange(0, 1),
+    show_default=True,
+    help="--majority: share of a cluster's cells that must have the label, else it is 'unknown'.",
 )
-@options.atlas
+@options.atlas_for("--reference", what="its atlas")
 @pass_session
 def annotate(
     session: Session,
@@ -66,18 +71,21 @@ def annotate(
     min_share: float,
     atlas: tuple[Path | str, ...],
 ) -> None:
-    """Label the cells of a run, by the anchors of its hasher or by a labelled run."""
+    """Label the cells of a run, by the anchors of its hasher (--hasher) or by a labelled run (--reference)."""
     from hashstream.runtime.run import Run
     from hashstream.stages.annotate import annotate as annotate_stage
     from hashstream.stages.annotate_anchors import annotate_by_anchors
     from hashstream.stages.majority import majority_labels
 
+    hasher, reference = options.exclusive(hasher=hasher, reference=reference)
     if (hasher is None) == (reference is None):
         raise click.UsageError("give either --hasher (of `fit --method anchors`) or --reference with --labels.")
-    if hasher is not None and (labels is not None or parents is not None or options.asked("assign", "novel_rate")):
-        raise click.UsageError(
-            "--labels, --parents, --assign and --novel-rate go with --reference; the anchors of --hasher have theirs."
-        )
+    hierarchy, parents = options.exclusive(hierarchy=hierarchy, parents=parents)
+    options.refuse_outside("--reference" if hasher is None else "--hasher", ANNOTATE_MODES)
+    if unknown_threshold == 0 and novel_rate > 0:
+        options.refuse("with --unknown-threshold 0, which labels every cell", "novel_rate")
+    if not majority:
+        options.refuse("without --majority", "min_share")
     if reference is not None and labels is None:
         raise click.UsageError("--reference needs --labels KEY: the column of its obs with the labels.")
     if majority:
@@ -109,7 +117,7 @@ def annotate(
 @click.option("-o", "--output", required=True, type=options.PathType, help="Folder of the reference to make.")
 @click.option("--labels", metavar="KEY", help="Column of obs with the types; required unless --add.")
 @click.option("--batch-key", metavar="KEY", help="Column of obs with the batches, to be counted too.")
-@click.option("--column", "columns", multiple=True, metavar="KEY", help="Another column of obs (repeatable).")
+@click.option("--column", multiple=True, metavar="KEY", help="Another column of obs to be counted (repeatable).")
 @click.option("--add", is_flag=True, help="Add the runs to a reference that is there, without encoding again.")
 @options.atlas
 @options.force
@@ -120,14 +128,20 @@ def reference(
     output: Path,
     labels: str | None,
     batch_key: str | None,
-    columns: tuple[str, ...],
+    column: tuple[str, ...],
     add: bool,
     atlas: tuple[Path | str, ...],
     force: bool,
 ) -> None:
-    """Make a reference database of encoded, labelled cells: distinct codes, with counts by type and batch."""
-    if add and (labels or batch_key or columns or force):
-        raise click.UsageError("--add counts the columns that the reference has: leave out the others and --force.")
+    """Make a reference database of encoded, labelled cells: distinct codes, with counts by type and batch.
+
+    It is for `neighbours` and `search`; `annotate --reference` takes a run.
+    """
+    if add:
+        options.refuse(
+            "with --add, which counts the columns that the reference has and keeps it",
+            "labels", "batch_key", "column", "force",
+        )  # fmt: skip
     if not add and not labels:
         raise click.UsageError("name the column of obs with the types: --labels KEY (or add to a reference: --add).")
     if atlas and len(runs) > 1:
@@ -143,7 +157,7 @@ def reference(
             output,
             labels=labels or "",
             batch_key=batch_key,
-            columns=columns,
+            columns=column,
             atlases=atlases,
             force=force,
             progress=session.listener(),
@@ -153,18 +167,18 @@ def reference(
 
 @click.command()
 @options.run
-@click.option("--reference", required=True, type=options.PathType, help="Reference database of the same hasher.")
+@click.option("--reference", required=True, type=options.PathType, help="Database of `reference`, of the same hasher.")
 @click.option("-o", "--output", required=True, type=options.PathType, help="The .parquet file to write.")
 @click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="Reference cells to find.")
-@click.option(
-    "--column", "columns", multiple=True, metavar="KEY", help="Column to count (repeatable).  [default: the labels]"
-)
+@click.option("--column", multiple=True, metavar="KEY", help="Column to count (repeatable).  [default: the labels]")
 @click.option("--per", type=click.Choice(["bucket", "cell"]), show_default=True, help="What to look up.")
 @click.option("--asymmetric", is_flag=True, help="Rank by float projections against the reference's bits.")
 @click.option(
-    "--candidates", type=click.IntRange(min=1), help="Cells that --asymmetric ranks.  [default: 10 times --neighbours]"
+    "--candidates",
+    type=click.IntRange(min=1),
+    help="--asymmetric: nearest cells to rank.  [default: 10 times --neighbours]",
 )
-@options.atlas
+@options.atlas_for("--asymmetric --per cell")
 @options.force
 @pass_session
 def neighbours(
@@ -173,7 +187,7 @@ def neighbours(
     reference: Path,
     output: Path,
     neighbours: int,
-    columns: tuple[str, ...],
+    column: tuple[str, ...],
     per: str,
     asymmetric: bool,
     candidates: int | None,
@@ -181,6 +195,11 @@ def neighbours(
     force: bool,
 ) -> None:
     """Write what the nearest reference cells of each bucket or cell are: types, batches or any column."""
+    if not asymmetric:
+        options.refuse("without --asymmetric", "candidates")
+        candidates = None
+    if not (asymmetric and per == "cell"):
+        options.refuse("without --asymmetric --per cell: only these look at the atlas", "atlas")
     from hashstream.stages.neighbours import NeighbourSettings
     from hashstream.stages.neighbours import neighbours as neighbours_stage
 
@@ -188,7 +207,7 @@ def neighbours(
         run,
         reference=reference,
         target=output,
-        columns=columns,
+        columns=column,
         settings=NeighbourSettings(k=neighbours, per=per, asymmetric=asymmetric, candidates=candidates),
         atlas=atlas,
         force=force,

@@ -118,12 +118,13 @@ def simulate(
 @click.option(
     "--resolution",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of Leiden, on tokens, on cells of a large atlas or on what the transformer learns; excludes --n-clusters.",
+    help="Of Leiden communities: larger gives more. For leiden and transformer, instead of --n-clusters.  [default: 1]",
 )
 @click.option(
     "--bucket-bits",
     type=click.IntRange(min=1),
-    help="Prefix to cluster.  [default: 3 cells a bucket, at most 16,384 buckets; 65,536 for Leiden]",
+    help="Bits of the prefix whose buckets are clustered.  [default: 3 cells a bucket, at most 16,384 buckets; 65,536 "
+    "for Leiden]",
 )
 @click.option(
     "--assign",
@@ -133,7 +134,7 @@ def simulate(
     "49,152 cells, where buckets are coarse, and then leiden looks at cells, too.",
 )
 @click.option("--batch-key", metavar="KEY", help="Column of obs with the batch of each cell: integrate the batches.")
-@options.atlas
+@options.atlas_for("--batch-key")
 @pass_session
 def cluster(
     session: Session,
@@ -146,10 +147,18 @@ def cluster(
     batch_key: str | None,
     atlas: tuple[Path | str, ...],
 ) -> None:
-    """Cluster the bucket tokens of a run; cells get their bucket's cluster, or start from it."""
+    """Cluster the cells of a run by its bucket tokens; in large atlases by 20,000 drawn cells and each cell's code."""
     from hashstream.stages.cluster import cluster as cluster_stage
     from hashstream.stages.cluster import parse_n_clusters
 
+    if batch_key is None:
+        options.refuse("without --batch-key: without it the atlas is not read", "atlas")
+    # What a YAML file says for other calls gives way to what was asked for.
+    if options.asked("resolution") and not options.asked("n_clusters"):
+        n_clusters = "auto"
+    number, named = options.asked("n_clusters") and n_clusters != "auto", options.asked("method")
+    if not options.asked("resolution") and (number or (named and method in ("ward", "kmeans"))):
+        resolution = None
     result = cluster_stage(
         run,
         n_clusters=parse_n_clusters(n_clusters),
@@ -169,39 +178,57 @@ def cluster(
 @options.run
 @click.option("--truth", required=True, metavar="KEY", help="Column of obs with the true types.")
 @options.atlas
-@options.as_json
+@options.json
 @pass_session
-def evaluate(session: Session, run: Path, truth: str, atlas: tuple[Path | str, ...], json_here: bool) -> None:
-    """Compare clusters and labels of a run with the truth."""
-    from hashstream.runtime.run import Run
+def evaluate(session: Session, run: Path, truth: str, atlas: tuple[Path | str, ...], json: bool) -> None:
+    """Compare what a run has with the truth: its buckets, clusters, labels and majority labels.
+
+    Clusters get ARI, NMI, purity, and accuracy and F1 under the best matching with the types; labels get accuracy and
+    F1.
+    """
     from hashstream.stages.evaluate import evaluate as evaluate_stage
 
-    session.show(evaluate_stage(Run.open(run), truth, atlas=atlas), as_json=json_here)
+    session.show(evaluate_stage(run, truth, atlas=atlas), as_json=json)
 
 
 @click.command()
 @options.run
-@click.option("--to", "target", required=True, type=options.PathType, help="AnnData store (.h5ad or .zarr).")
-@click.option("--counts/--no-counts", default=True, show_default=True, help="Copy the counts into a new store.")
+@click.option(
+    "--to", required=True, type=options.PathType, help="AnnData store: a new .h5ad or .zarr, or a .zarr that is there."
+)
+@click.option(
+    "--counts/--no-counts", default=True, show_default=True, help="Copy the counts that were encoded into a new store."
+)
 @options.atlas
-@options.force
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace an .h5ad that is there; in a .zarr that is there, columns of obs of the same names.",
+)
 @pass_session
-def export(session: Session, run: Path, target: Path, counts: bool, atlas: tuple[Path | str, ...], force: bool) -> None:
-    """Write obs columns and obsm["X_hash"] into a new AnnData file, or into an existing zarr store."""
+def export(session: Session, run: Path, to: Path, counts: bool, atlas: tuple[Path | str, ...], force: bool) -> None:
+    """Write what a run found into AnnData: columns of obs, and obsm["X_hash"].
+
+    A new store has the obs and var of the atlas and the counts as X; layers, raw, uns, obsm, varm and obsp of the
+    atlas are left out. A zarr store that is there, of the same cells, gains the columns and keeps all else.
+    obsm["X_hash"] is the mean embedding of each cell's bucket, not of the cell itself.
+    """
     from hashstream.stages.export import export as export_stage
 
-    session.show(export_stage(run, target, atlas=atlas, counts=counts, force=force))
+    if to.suffix == ".zarr" and to.exists():
+        options.refuse(f"with {to}, which is there and only gains columns", "counts", "atlas")
+    session.show(export_stage(run, to, atlas=atlas, counts=counts, force=force))
 
 
 @click.command()
 @click.argument("path", type=options.AtlasType)
-@options.as_json
+@options.json
 @pass_session
-def inspect(session: Session, path: Path | str, json_here: bool) -> None:
-    """Say in words what an atlas, a hasher or a run is."""
+def inspect(session: Session, path: Path | str, json: bool) -> None:
+    """Say what an atlas, a hasher, a run or a reference is."""
     from hashstream.stages.inspect import inspect as inspect_stage
 
-    session.show(inspect_stage(path), as_json=json_here)
+    session.show(inspect_stage(path), as_json=json)
 
 
 @click.command()
@@ -210,9 +237,14 @@ def inspect(session: Session, path: Path | str, json_here: bool) -> None:
 @options.force
 @pass_session
 def demo(session: Session, output: Path | None, cells: int | None, force: bool) -> None:
-    """Encode, cluster, annotate and evaluate packaged real data (PBMC 3k), and print a table."""
+    """Encode, cluster, annotate and evaluate packaged real data (PBMC 3k), and print a table.
+
+    With -o the runs and a report are kept.
+    """
     from hashstream.stages.demo import demo as demo_stage
 
+    if output is None:
+        options.refuse("without -o: a temporary folder replaces nothing", "force")
     result = demo_stage(output, cells=cells, seed=session.seed, force=force, progress=session.listener())
     if session.json:
         session.show(result)

@@ -1,5 +1,7 @@
 """Configuration files: packaged defaults, a user's YAML over them, unknown keys refused.
 
+Keys are the long names of options, with dashes or underscores.
+
 Precedence, highest first: command line, environment (HASHSTREAM_*), the file given with --config, the defaults.
 """
 
@@ -38,33 +40,53 @@ def load_config(path: Path, group: click.Group) -> dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise click.UsageError(f"--config {path}: expected a mapping of commands to options.")
-    own = {name.replace("_", "-") for name in option_names(group)}
+    own = set(options_by_name(group)) - {"config"}
     out: dict[str, Any] = {}
     for raw_key, value in content.items():
-        key = str(raw_key).replace("_", "-")
-        command = group.commands.get(key)
-        if command is None:
-            if key == "dataset" or key in own - {"config", "help"}:
-                out[str(raw_key).replace("-", "_")] = value
-                continue
-            known = ", ".join(sorted([*group.commands, *(own - {"config", "help"})]))
+        key = str(raw_key).replace("-", "_")
+        command = group.commands.get(key.replace("_", "-"))
+        if command is not None:
+            out[str(command.name)] = _options_of(path, command, value)
+        elif key == "dataset" or key in own:
+            out[key] = value
+        else:
+            known = ", ".join(sorted([*group.commands, *(shown(name) for name in own)]))
             raise click.UsageError(f"--config {path}: unknown key {raw_key!r}; expected one of {known}.")
-        if not isinstance(value, dict):
-            raise click.UsageError(f"--config {path}: {raw_key!r} must be a mapping of options.")
-        names = option_names(command)
-        options = {str(k).replace("-", "_"): v for k, v in value.items()}
-        unknown = sorted(set(options) - names)
-        if unknown:
-            raise click.UsageError(
-                f"--config {path}: unknown option(s) {', '.join(unknown)} of {key!r}; it knows "
-                f"{', '.join(sorted(names))}."
-            )
-        out[key] = options
     return out
 
 
-def option_names(command: click.Command) -> set[str]:
-    return {p.name for p in command.params if isinstance(p, click.Option) and p.name}
+def _options_of(path: Path, command: click.Command, content: Any) -> dict[str, Any]:
+    """The options that a file gives a command, by name; one that is empty is not given."""
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise click.UsageError(f"--config {path}: {command.name!r} must be a mapping of options.")
+    known = options_by_name(command)
+    options = {str(key).replace("-", "_"): value for key, value in content.items() if value is not None}
+    unknown = sorted({str(key).replace("-", "_") for key in content} - set(known))
+    if unknown:
+        raise click.UsageError(
+            f"--config {path}: unknown option(s) {', '.join(map(shown, unknown))} of {command.name!r}; it knows "
+            f"{', '.join(sorted(map(shown, known)))}."
+        )
+    for name, value in options.items():
+        if known[name].multiple and not isinstance(value, list):
+            options[name] = [value]
+    return options
+
+
+def options_by_name(command: click.Command) -> dict[str, click.Option]:
+    """The options that a file or the environment may set.
+
+    Each is called as on the command line: ``--n-clusters`` is the key ``n-clusters`` or ``n_clusters``, and
+    HASHSTREAM_CLUSTER_N_CLUSTERS in the environment.
+    """
+    return {str(p.name): p for p in command.params if isinstance(p, click.Option) and p.expose_value}
+
+
+def shown(name: str) -> str:
+    """An option's name as it stands on the command line, without the dashes before it."""
+    return name.replace("_", "-")
 
 
 def merge(defaults: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,10 +25,10 @@ class Session:
     def listener(self) -> TerminalProgress:
         return TerminalProgress(quiet=self.quiet)
 
-    def show_path(self, path: Path) -> None:
-        """Print where a result lies."""
+    def show_path(self, path: Path, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """Print where a result lies; as JSON with what there is to say about it."""
         if self.json:
-            self.show({"path": str(path)})
+            self.show({"path": str(path), **facts()})
         else:
             click.echo(path)
 

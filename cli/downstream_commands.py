@@ -22,12 +22,18 @@ pass_session = click.pass_obj
 @click.option("--bucket", type=click.IntRange(min=0), help="Explain the mean of this bucket's cells.")
 @click.option("--truth", metavar="KEY", help="Column of obs with the true types.  [default: the run's labels]")
 @click.option(
-    "--method", type=click.Choice(["gradient", "integrated"]), show_default=True, help="Saliency, or integrated."
+    "--method",
+    type=click.Choice(["gradient", "integrated"]),
+    show_default=True,
+    help="Gradients of the score by genes (saliency), or integrated gradients.",
 )
 @click.option(
-    "--score", type=click.Choice(["tanh", "linear"]), show_default=True, help="What of a bit's projection counts."
+    "--score",
+    type=click.Choice(["tanh", "linear"]),
+    show_default=True,
+    help="The score adds up tanh of each bit's projection, or the projections as they are.",
 )
-@click.option("--cells", type=click.IntRange(min=1), show_default=True, help="Most cells to look at.")
+@click.option("--cells", type=click.IntRange(min=1), show_default=True, help="Most cells to look at, drawn at random.")
 @click.option("--plot", type=options.PathType, help="Also draw the top genes: a .png, .svg or .pdf file.")
 @options.atlas
 @options.force
@@ -53,6 +59,11 @@ def explain(
     from hashstream.stages.explain import ExplainSettings
     from hashstream.stages.explain import explain as explain_stage
 
+    cell, bucket = options.exclusive(cell=cell, bucket=bucket)
+    if cell is not None or bucket is not None:
+        options.refuse("with --cell or --bucket, which say which cells to explain", "truth")
+    if cell is not None:
+        options.refuse("with --cell: it is one cell", "cells")
     settings = ExplainSettings(
         label=label, against=against, cell=cell, bucket=bucket, method=method, score=score, cells=cells
     )
@@ -119,8 +130,8 @@ def markers(
 @click.option("--root-cell", type=int, metavar="ROW", help="Or: the row of the cell where it does.")
 @options.by
 @click.option("-o", "--output", type=options.PathType, help="Write how groups are connected: a .parquet or .csv file.")
-@options.atlas
-@options.force
+@options.atlas_for("--by COLUMN of obs")
+@click.option("--force", is_flag=True, help="Replace the file of -o if it is there.")
 @pass_session
 def trajectory(
     session: Session,
@@ -133,8 +144,13 @@ def trajectory(
     force: bool,
 ) -> None:
     """Give each cell its diffusion pseudotime from a root, and say which groups lead to which."""
+    root, root_cell = options.exclusive(root=root, root_cell=root_cell)
     if (root is None) == (root_cell is None):
         raise click.UsageError("give either --root GROUP or --root-cell ROW: where time begins.")
+    if output is None:
+        options.refuse("without -o: it is for that file", "force")
+    if by in (None, "cluster", "label", "label_majority"):
+        options.refuse("without --by COLUMN of obs: the run has the groups", "atlas")
     from hashstream.stages.trajectory import trajectory as trajectory_stage
 
     result = trajectory_stage(
@@ -156,7 +172,7 @@ def trajectory(
 @click.option("--markers", type=options.PathType, help="Table that `markers` wrote: show the first genes of groups.")
 @click.option("--truth", metavar="KEY", help="Column of obs with the true types, to compare with.")
 @click.option("--points", type=click.IntRange(min=1), show_default=True, help="Most cells to draw in the map.")
-@options.atlas
+@options.atlas_for("--truth")
 @options.force
 @pass_session
 def report(
@@ -169,7 +185,9 @@ def report(
     atlas: tuple[Path | str, ...],
     force: bool,
 ) -> None:
-    """Write all there is to say about a run as one HTML page that needs nothing else."""
+    """Write all there is to say about a run as one HTML page, which needs neither network nor scripts."""
+    if truth is None:
+        options.refuse("without --truth: without it the atlas is not read", "atlas")
     from hashstream.stages.report import ReportSettings
     from hashstream.stages.report import report as report_stage
 

@@ -5,39 +5,50 @@ The library is imported inside the functions, so that `--help` and completion an
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from hashstream.cli import options
+from hashstream.cli import neural_options, options
 from hashstream.cli.context import Session
-from hashstream.cli.neural_options import neural_options
+
+if TYPE_CHECKING:
+    from hashstream.hashing import Hasher
+    from hashstream.runtime.run import Run
 
 pass_session = click.pass_obj
 
 
+#: Options of `fit` that go with some methods only; all others go with each.
+FIT_MODES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((*neural_options.NAMES, "resume"), ("--method neural",)),
+    "device": ("--method neural", "--method anchors"),
+    "genes_by": ("--method pca-itq", "--method neural"),
+    "labels": ("--method anchors",),
+}
+#: Options of the hasher that `encode` fits where none is given.
+FITTING = ("bits", "n_genes", "genes_by", "sample")
+
+
 def _fit_anchors(
     session: Session, sources: tuple[Path | str, ...], output: Path, *, bits: int, n_genes: int, sample: int,
-    device: str, **options: Any,
-) -> None:  # fmt: skip
+    device: str, **more: Any,
+) -> Hasher:  # fmt: skip
     """`fit --method anchors`: the length of the code is its own unless one is asked for."""
     from hashstream.hashing.anchors import AnchorSettings
     from hashstream.stages.fit_anchors import fit_anchors
 
-    given = click.get_current_context().get_parameter_source("bits")
-    asked = given not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-    settings = AnchorSettings(
-        n_bits=bits if asked else AnchorSettings().n_bits, n_genes=n_genes, sample_cells=sample, device=device
-    )
-    _, anchors = fit_anchors(
-        sources, output, settings=settings, seed=session.seed, progress=session.listener(), **options
+    n_bits = bits if options.configured("bits") else AnchorSettings().n_bits
+    settings = AnchorSettings(n_bits=n_bits, n_genes=n_genes, sample_cells=sample, device=device)
+    hasher, anchors = fit_anchors(
+        sources, output, settings=settings, seed=session.seed, progress=session.listener(), **more
     )
     session.say(
         f"{anchors.n_classes} types, {anchors.n_bits} bits, anchors at least {anchors.minimum_distance} bits apart"
     )
-    session.show_path(output)
+    return hasher
 
 
 @click.command()
@@ -52,11 +63,11 @@ def _fit_anchors(
 @click.option("--labels", metavar="KEY", help="anchors: column of obs with the types to learn.")
 @options.fit_options
 @click.option(
-    "--batch-key", metavar="KEY", help="Column of obs with batches: take genes that vary within most of them."
+    "--batch-key", metavar="KEY", help="Column of obs with the batch of each cell: take genes that vary within most."
 )
 @options.layer
-@click.option("--resume", is_flag=True, help="Continue an interrupted training.")
-@neural_options
+@click.option("--resume", is_flag=True, help="neural: continue an interrupted training.")
+@neural_options.add
 @options.force
 @pass_session
 def fit(
@@ -78,23 +89,25 @@ def fit(
     """Learn a hasher from a bounded sample of an atlas.
 
     pca-itq needs no training. neural trains a multi-head hash encoder, with no labels. anchors learns the types of
-    --labels, for `annotate --hasher`; its codes have 128 bits for the types, unless --bits says otherwise, and more
-    that tell how well a cell fits them. neural and anchors need torch, encoding with their hashers does not.
+    --labels, for `annotate --hasher`; its codes have 128 bits for the types, unless --bits says otherwise, and 256 more
+    that tell how well a cell fits them. neural and anchors need torch; encoding with their hashers does not. Options
+    that begin with a method are for that method only, and --genes-by is not for anchors.
     """
     from hashstream.hashing import PcaItqSettings
     from hashstream.hashing.neural import NeuralSettings
     from hashstream.stages.fit import FitSettings
     from hashstream.stages.fit import fit as fit_stage
 
-    if (labels is not None) != (method == "anchors"):
-        raise click.UsageError("--labels KEY and --method anchors go together: the one needs the other.")
-    if labels is not None:
-        if options.asked("genes_by"):
-            raise click.UsageError("--genes-by does not go with --method anchors, which ranks genes by dispersion.")
-        _fit_anchors(
+    options.refuse_outside(f"--method {method}", FIT_MODES)
+    begin = time.perf_counter()
+    if method == "anchors":
+        if labels is None:
+            raise click.UsageError("--method anchors needs --labels KEY: the column of obs with the types to learn.")
+        hasher = _fit_anchors(
             session, sources, output, labels=labels, bits=bits, n_genes=n_genes, sample=sample, batch_key=batch_key,
             layer=layer, force=force, device=neural["device"],
         )  # fmt: skip
+        session.show_path(output, lambda: _facts_of_hasher(hasher, begin))
         return
     settings: FitSettings
     if method == "neural":
@@ -102,7 +115,7 @@ def fit(
     else:
         settings = PcaItqSettings(n_bits=bits, n_genes=n_genes, genes_by=genes_by)
     try:
-        fit_stage(
+        hasher = fit_stage(
             sources,
             output,
             settings=settings,
@@ -110,21 +123,41 @@ def fit(
             batch_key=batch_key,
             layer=layer,
             seed=session.seed,
-            resume=resume,
+            resume=resume and method == "neural",
             force=force,
             progress=session.listener(),
         )
     except KeyboardInterrupt:
         if method == "neural":
-            session.say(f"interrupted; continue the training with: hashstream fit ... -o {output} --resume")
+            again = " --force" if force else ""
+            session.say(f"interrupted; continue the training with: hashstream fit ... -o {output} --resume{again}")
         raise
-    session.show_path(output)
+    session.show_path(output, lambda: _facts_of_hasher(hasher, begin))
+
+
+def _facts_of_hasher(hasher: Hasher, begin: float) -> dict[str, Any]:
+    """What `fit --json` says of a hasher that was begun at a time of `perf_counter`."""
+    from hashstream.runtime.provenance import peak_rss_bytes
+
+    made = hasher.provenance
+    return {
+        "method": made.get("method"),
+        "cells": made.get("atlas_cells"),
+        "sample_cells": made.get("sample_cells"),
+        "genes": hasher.n_genes,
+        "bits": hasher.n_bits,
+        "embedding": hasher.n_dims,
+        "fingerprint": hasher.fingerprint(),
+        "seed": made.get("seed"),
+        "seconds": round(time.perf_counter() - begin, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
 
 
 @click.command()
 @options.sources
 @click.option("-o", "--output", required=True, type=options.PathType, help="RUN directory to make, or to append to.")
-@click.option("--hasher", type=options.PathType, help="A fitted hasher; without one, pca-itq is fitted first.")
+@click.option("--hasher", type=options.PathType, help="A fitted hasher, with its own bits and genes.")
 @options.fit_options
 @options.layer
 @options.threads
@@ -134,20 +167,37 @@ def fit(
     show_default=True,
     help="Where rows are encoded; auto: on a GPU if there is one. The codes are the same.",
 )
-@click.option("--chunk-rows", type=click.IntRange(min=1), help="Cells a chunk.  [default: about 12 MiB of matrix]")
-@click.option("--max-buckets", type=click.IntRange(min=1), show_default=True, help="Most buckets.")
-@click.option("--bucket-bits", type=click.IntRange(min=1), help="Longest bucket prefix.  [default: the whole code]")
 @click.option(
-    "--min-overlap", type=click.FloatRange(0, 1), show_default=True, help="Smallest share of the hasher's genes."
+    "--chunk-rows",
+    type=click.IntRange(min=1),
+    help="Cells that a thread takes at a time.  [default: about 12 MiB of matrix]",
+)
+@click.option(
+    "--max-buckets",
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Most buckets; the prefix of the code that names them is shortened until there are no more.",
+)
+@click.option("--bucket-bits", type=click.IntRange(min=1), help="Prefix to begin with.  [default: the whole code]")
+@click.option(
+    "--min-overlap",
+    type=click.FloatRange(0, 1),
+    show_default=True,
+    help="Smallest share of the hasher's genes that each store must have.",
 )
 @options.max_memory
-@click.option("--partition-rows", type=click.IntRange(min=1), show_default=True, help="Cells a partition.")
+@click.option(
+    "--partition-rows",
+    type=click.IntRange(min=1 << 16),
+    show_default=True,
+    help="Cells a partition: a multiple of 65,536.",
+)
 @click.option(
     "--checkpoint-seconds",
     type=click.FloatRange(min=0),
     show_default=True,
-    help="Make what is done safe when a partition ends and so many seconds have passed; with --workers or --partition "
-    "every partition is.",
+    help="Make what is done safe when a partition ends and so many seconds have passed; with --workers, --scheduler or "
+    "--partition every partition is.",
 )
 @click.option("--partition", metavar="I/N", help="Do only the I-th of N shares (I from 0); then `hashstream finalize`.")
 @click.option(
@@ -156,16 +206,21 @@ def fit(
     show_default=True,
     help="Processes to start here, which share --threads; 0: none. --max-memory is for each.",
 )
-@click.option("--scheduler", metavar="ADDRESS", help="Or: scheduler of a dask cluster, such as tcp://host:8786.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Or: scheduler of a dask cluster, such as tcp://host:8786; its workers use the threads they have.",
+)
 @click.option(
     "--append",
     is_flag=True,
-    help="Add new stores to the run -o, with its own hasher, as if all had been encoded at once.",
+    help="Add new stores to the run -o, with that run's hasher, as if all had been encoded at once.",
 )
 @click.option(
     "--moment-match",
     is_flag=True,
-    help="Bring each gene to its moments in the atlas of --hasher. Codes then depend on all cells of the file.",
+    help="Standardise genes by their mean and deviation in this atlas, not in that of --hasher. Codes then depend on "
+    "all cells of the atlas, which must be composed as that of --hasher is.",
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Print partitions, bytes and projected memory; write nothing.")
@@ -199,16 +254,32 @@ def encode(
     dry_run: bool,
     force: bool,
 ) -> None:
-    """Stream an atlas once: codes and bucket tokens of every cell."""
+    """Stream an atlas once: the code and bucket of every cell, and a token for each bucket.
+
+    Several stores are encoded as one atlas. Without --hasher one of pca-itq is fitted first, as --bits, --n-genes,
+    --genes-by and --sample say, and kept in RUN/hasher.
+    """
     from hashstream.hashing import PcaItqSettings
     from hashstream.stages import encode_plan
     from hashstream.stages.distribute import ClusterSettings
     from hashstream.stages.encode import encode as encode_stage
 
+    partition, some, scheduler = options.exclusive(partition=partition, workers=workers or None, scheduler=scheduler)
+    cluster = ClusterSettings(some or 0, scheduler)
     if append:
-        _check_append(partition=partition, moment_match=moment_match, force=force)
+        options.refuse(
+            "with --append, which adds to a run with that run's hasher",
+            *FITTING, "partition", "moment_match", "force",
+        )  # fmt: skip
+        partition, moment_match, force = None, False, False  # a YAML file may have them for other calls
         hasher = hasher or output / "hasher"
-    cluster = ClusterSettings(workers, scheduler)
+    elif hasher is not None:
+        options.refuse("with --hasher, which has its own", *(n for n in FITTING if n != "sample" or not moment_match))
+    if cluster or partition is not None:
+        options.refuse(
+            "with --workers, --scheduler or --partition, where every partition is made safe at once",
+            "checkpoint_seconds",
+        )
     settings = encode_plan.EncodeSettings(
         threads=threads,
         max_memory=max_memory,
@@ -255,31 +326,44 @@ def encode(
             progress=session.listener(),
         )
     except KeyboardInterrupt:
-        what = "encode --append" if append else "encode"
-        session.say(f"interrupted; what is done is kept, continue with: hashstream {what} ... -o {output} --resume")
+        what, again = "encode --append" if append else "encode", " --force" if force else ""
+        session.say(
+            f"interrupted; what is done is kept, continue with: hashstream {what} ... -o {output} --resume{again}"
+        )
         raise
     if run is None:
         session.say(f"share {partition} is done; when all are: hashstream finalize {output}")
+        if session.json:  # else nothing: there is no run yet whose path could be used
+            session.show({"path": str(output), "partition": partition, "whole": False})
         return
-    _say_encoded(session, run)
-    session.show_path(output)
+    _show_encoded(session, run)
 
 
-def _say_encoded(session: Session, run: Any) -> None:
+def _show_encoded(session: Session, run: Run) -> None:
+    """Say what was made, and print the path of the run, or what its record holds."""
+    seconds = run.meta["seconds"]
     session.say(
         f"{run.n_cells:,} cells -> {run.n_buckets:,} buckets of {run.bucket_bits} of {run.n_bits} bits "
-        f"in {sum(run.meta['seconds'].values()):.1f} s"
+        f"in {sum(seconds.values()):.1f} s"
     )
-
-
-def _check_append(**excluded: Any) -> None:
-    """Refuse what does not go with `encode --append`."""
-    fitting = {name: options.asked(name) for name in ("bits", "n_genes", "genes_by", "sample")}
-    for name, given in {**excluded, **fitting}.items():
-        if given:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} does not go with --append, which adds to a run with that run's hasher."
-            )
+    session.show_path(
+        run.path,
+        lambda: {
+            "cells": run.n_cells,
+            "empty_cells": run.meta["n_empty_cells"],
+            "buckets": run.n_buckets,
+            "bucket_bits": run.bucket_bits,
+            "bits": run.n_bits,
+            "embedding": run.meta["n_dims"],
+            "hasher": run.meta["hasher"]["fingerprint"],
+            "atlas": run.input_paths,
+            "seed": run.meta["seed"],
+            "seconds": round(sum(seconds.values()), 3),
+            "seconds_by_step": seconds,
+            "projected_peak_bytes": run.meta["projected_peak_bytes"],
+            "peak_rss_bytes": run.meta["peak_rss_bytes"],
+        },
+    )
 
 
 def _append(
@@ -298,8 +382,7 @@ def _append(
     run = append_stage(
         sources, output, hasher=hasher, **shared, **own, **more, argv=session.argv, progress=session.listener()
     )
-    _say_encoded(session, run)
-    session.show_path(output)
+    _show_encoded(session, run)
 
 
 @click.command()
@@ -307,12 +390,10 @@ def _append(
 @options.force
 @pass_session
 def finalize(session: Session, run: Path, force: bool) -> None:
-    """Check and merge what `encode --partition` jobs made."""
+    """Check and merge what the jobs of `encode --partition` made: RUN is the folder that they have as -o."""
     from hashstream.stages.encode import finalize as finalize_stage
 
-    made = finalize_stage(run, force=force, argv=session.argv)
-    session.say(f"{made.n_cells:,} cells -> {made.n_buckets:,} buckets of {made.bucket_bits} of {made.n_bits} bits")
-    session.show_path(run)
+    _show_encoded(session, finalize_stage(run, force=force, argv=session.argv))
 
 
 ALL = [fit, encode, finalize]

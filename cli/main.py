@@ -15,6 +15,7 @@ from hashstream.cli import annotate_commands, commands, downstream_commands, enc
 from hashstream.cli.config import load_config, load_defaults, merge
 from hashstream.cli.context import Session
 from hashstream.cli.interrupts import interrupts_that_count
+from hashstream.cli.options import CONFIGURED
 
 EXIT_INTERRUPTED = 130
 
@@ -25,13 +26,12 @@ class HashStreamGroup(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        extra.setdefault("default_map", self._configuration(args))
-        return super().make_context(info_name, args, parent, **extra)
-
-    def _configuration(self, args: list[str]) -> dict[str, Any]:
-        defaults = load_defaults()
         path = _config_argument(args, set(self.commands)) or os.environ.get("HASHSTREAM_CONFIG")
-        return defaults if path is None else merge(defaults, load_config(Path(path), self))
+        configured = load_config(Path(path), self) if path else {}
+        extra.setdefault("default_map", merge(load_defaults(), configured))
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[CONFIGURED] = configured
+        return context
 
 
 def _config_argument(args: list[str], verbs: set[str]) -> str | None:
@@ -47,17 +47,23 @@ def _config_argument(args: list[str], verbs: set[str]) -> str | None:
 
 
 @click.group(cls=HashStreamGroup, context_settings={"auto_envvar_prefix": "HASHSTREAM", "max_content_width": 110})
-@click.option("--config", metavar="FILE.yaml", help="Options by command, as YAML; the command line goes before it.")
+@click.option("--config", metavar="FILE.yaml", help="Options by command, as YAML, called as here; see below.")
 @click.option("--seed", type=click.IntRange(min=0), show_default=True, help="Seed of everything random.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an unexpected error.")
 @click.option("--quiet", is_flag=True, help="No notes and no progress bar.")
-@click.option("--json", "as_json", is_flag=True, help="Print results as JSON.")
+@click.option("--json", is_flag=True, help="Print results as JSON; of fit, encode and finalize not only the path.")
 @click.version_option(__version__, prog_name="hashstream")
 @click.pass_context
-def cli(ctx: click.Context, config: str | None, seed: int, verbose: bool, quiet: bool, as_json: bool) -> None:
-    """Stream single-cell atlases of any size into hash codes and bucket tokens; cluster and annotate the tokens."""
+def cli(ctx: click.Context, config: str | None, seed: int, verbose: bool, quiet: bool, json: bool) -> None:
+    """Stream single-cell atlases of any size into hash codes and bucket tokens; cluster and annotate the tokens.
+
+    The options here stand before the command. Each option of a command may also be set in the environment
+    (`cluster --n-clusters` by HASHSTREAM_CLUSTER_N_CLUSTERS, `--seed` by HASHSTREAM_SEED), or in a YAML file
+    (`cluster: {n-clusters: 8}`). The command line goes before the environment, that before the file, and that before
+    the defaults.
+    """
     del config  # Read before the context was made.
-    ctx.obj = Session(seed=seed, verbose=verbose, quiet=quiet, json=as_json, argv=sys.argv)
+    ctx.obj = Session(seed=seed, verbose=verbose, quiet=quiet, json=json, argv=sys.argv)
 
 
 for module in (commands, encode_commands, annotate_commands, downstream_commands, search_commands):
@@ -89,6 +95,9 @@ def run(args: list[str]) -> int:
         return error.exit_code
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.NoSuchOption as error:
+        _with_hint(error).show()
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -110,6 +119,19 @@ def run(args: list[str]) -> int:
         )
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _with_hint(error: click.NoSuchOption) -> click.ClickException:
+    """The error, with a word on where the option belongs if it is a global one that stands after the verb."""
+    verb = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else None
+    name = error.option_name
+    if verb is None or not any(name in parameter.opts for parameter in cli.params):
+        return error
+    return click.UsageError(
+        f"{error.message} Global options (--json, --quiet, --seed, --config, -v) stand before the verb: "
+        f"hashstream {name} ... {verb} ...",
+        error.ctx,
+    )
 
 
 def _verbose(args: list[str]) -> bool:

@@ -42,13 +42,16 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--patience", {"type": _COUNT, "help": "neural: looks without improvement after which training stops."}),
     (
         "--device",
-        {"type": click.Choice(["auto", "cpu", "cuda"]), "help": "neural: where to train; auto takes CUDA if there."},
+        {
+            "type": click.Choice(["auto", "cpu", "cuda"]),
+            "help": "neural, anchors: where to train; auto: on a GPU if there is one.",
+        },
     ),
 )
 NAMES = tuple(option.removeprefix("--").replace("-", "_") for option, _ in _OPTIONS)
 
 
-def neural_options(function: F) -> F:
+def add(function: F) -> F:
     """Adds the options; the command receives them as keywords named `NAMES`."""
     for option, attributes in reversed(_OPTIONS):
         function = click.option(option, show_default=True, **attributes)(function)

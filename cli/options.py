@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +33,11 @@ class AtlasPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return locate(value) if is_url(value) else super().convert(value, param, ctx)
 
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """Several paths of an environment variable; the colons of a URL and of its port are no separators."""
+        separator = re.escape(os.pathsep)
+        return re.findall(rf"\w[\w+.-]*://[^/{separator}]*(?::\d+(?=/))?[^{separator}]*|[^{separator}]+", rv)
+
 
 PathType = LocalPath(path_type=Path)
 AtlasType = AtlasPath(path_type=Path)
@@ -48,10 +55,22 @@ def _combine(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 sources = click.argument("sources", nargs=-1, required=True, type=AtlasType, metavar="ATLAS...")
 run = click.argument("run", type=PathType, metavar="RUN")
 force = click.option("--force", is_flag=True, help="Replace the target if it is there.")
-layer = click.option("--layer", metavar="NAME", help="Where the raw counts are: X, raw or a layer's name.")
-atlas = click.option(
-    "--atlas", multiple=True, type=AtlasType, help="Where the encoded atlas is now, if it was moved (repeatable)."
+layer = click.option(
+    "--layer",
+    metavar="NAME",
+    help="Where the raw counts are: X, raw or a layer's name.  [default: the first with counts of X, counts and raw]",
 )
+
+
+def atlas_for(use: str = "", *, what: str = "the encoded atlas") -> Callable[[F], F]:
+    """The option --atlas of a command that reads one again, always or only for some `use`."""
+    words = f"Where {what} is now, if it was moved (repeatable)."
+    return click.option(
+        "--atlas", multiple=True, type=AtlasType, help=f"{use}: {words[0].lower()}{words[1:]}" if use else words
+    )
+
+
+atlas = atlas_for()
 by = click.option(
     "--by",
     metavar="COLUMN",
@@ -59,7 +78,7 @@ by = click.option(
 )
 threads = click.option("--threads", type=click.IntRange(min=0), show_default=True, help="Kernel threads; 0: all cores.")
 max_memory = click.option(
-    "--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 1GiB."
+    "--max-memory", metavar="SIZE", show_default=True, help="Peak memory to keep to, such as 512MiB or 2GiB."
 )
 sample = click.option("--sample", type=click.IntRange(min=2), show_default=True, help="Most cells to learn from.")
 bits = click.option("--bits", type=click.IntRange(1, 256), show_default=True, help="Length of the code.")
@@ -68,9 +87,10 @@ genes_by = click.option(
     "--genes-by",
     type=click.Choice(["auto", "dispersion", "pearson"]),
     show_default=True,
-    help="Ranking of genes: standardised dispersion, or variance of Pearson residuals where cells are shallow.",
+    help="Ranking of genes: by standardised dispersion, or by variance of Pearson residuals; auto: by the latter where "
+    "cells are shallow.",
 )
-as_json = click.option("--json", "json_here", is_flag=True, help="Print JSON.")
+json = click.option("--json", is_flag=True, help="Print JSON, as the global option before the verb does.")
 
 fit_options = _combine(bits, n_genes, genes_by, sample)
 
@@ -83,9 +103,53 @@ simulation = _combine(
 )
 
 
-def asked(*options: str) -> list[str]:
+#: Where the context keeps the options that a user's YAML gives each command.
+CONFIGURED = "hashstream.configured"
+_GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+def asked(*names: str) -> list[str]:
     """Those of some options that were given on the command line or in the environment, as they are called there."""
     context = click.get_current_context()
-    named = {parameter.name: parameter.opts[-1] for parameter in context.command.params}
-    given = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    return [str(named[option]) for option in options if context.get_parameter_source(option) in given]
+    parameters = {parameter.name: parameter for parameter in context.command.params}
+    return [str(parameters[name].opts[-1]) for name in names if _is_given(context, parameters[name])]
+
+
+def _is_given(context: click.Context, parameter: click.Parameter) -> bool:
+    name = str(parameter.name)
+    if context.get_parameter_source(name) not in _GIVEN:
+        return False
+    # A flag that is off asks for nothing; of a pair such as --counts/--no-counts each does.
+    alone = isinstance(parameter, click.Option) and parameter.is_flag and not parameter.secondary_opts
+    return not alone or bool(context.params[name])
+
+
+def configured(name: str) -> bool:
+    """Whether an option was given at all: on the command line, in the environment, or in a user's YAML."""
+    context = click.get_current_context()
+    return bool(asked(name)) or name in context.meta.get(CONFIGURED, {}).get(context.info_name, {})
+
+
+def refuse(mode: str, *names: str) -> None:
+    """Raise UsageError where some of the options were asked for that have no effect in this mode.
+
+    Those of a YAML file may be there for other calls, and are passed over.
+    """
+    given = asked(*names)
+    if given:
+        have, them = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise click.UsageError(f"{', '.join(given)} {have} no effect {mode}; leave {them} out.")
+
+
+def refuse_outside(mode: str, modes_of: Mapping[str, Sequence[str]]) -> None:
+    """`refuse` the options that a table has for other modes only, such as ``--method neural``."""
+    for name, modes in modes_of.items():
+        if mode not in modes:
+            refuse(f"with {mode}: it goes with {' or '.join(modes)}", name)
+
+
+def exclusive(**values: Any) -> list[Any]:
+    """Values of options that exclude each other: those of a YAML file give way to one that was asked for."""
+    if not asked(*values):
+        return list(values.values())
+    return [value if asked(name) else None for name, value in values.items()]

@@ -15,14 +15,22 @@ from hashstream.cli.context import Session
 @click.option("--queries", required=True, type=options.PathType, metavar="RUN", help="Run whose cells to look up.")
 @click.option("-o", "--output", required=True, type=options.PathType, help="The .parquet file to write.")
 @click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="Nearest cells to find.")
-@click.option("--radius", type=click.IntRange(min=0), metavar="BITS", help="Find all within so many bits instead.")
 @click.option(
-    "--search-by", type=click.Choice(["auto", "scan", "index"]), show_default=True, help="How; results are the same."
+    "--radius",
+    type=click.IntRange(min=0),
+    metavar="BITS",
+    help="Find all cells within so many bits, instead of -k.",
+)
+@click.option(
+    "--search-by",
+    type=click.Choice(["auto", "scan", "index"]),
+    show_default=True,
+    help="Compare all codes, or make an index of them first (not for --radius); results are the same.",
 )
 @options.force
-@click.pass_context
+@click.pass_obj
 def search(
-    ctx: click.Context,
+    session: Session,
     among: Path,
     queries: Path,
     output: Path,
@@ -32,12 +40,15 @@ def search(
     force: bool,
 ) -> None:
     """Write the nearest cells of every cell of a run, exactly, by the bits in which their codes differ."""
-    if radius is not None and ctx.get_parameter_source("neighbours") is click.core.ParameterSource.COMMANDLINE:
+    if len(options.asked("neighbours", "radius")) == 2:
         raise click.UsageError("-k finds the nearest, --radius all within a distance: leave one out.")
+    if options.asked("neighbours"):
+        radius = None
+    elif options.asked("radius") and not options.asked("search_by"):
+        search_by = "auto"
     from hashstream.stages.search import SearchSettings
     from hashstream.stages.search import search as search_stage
 
-    session: Session = ctx.obj
     result = search_stage(
         among,
         queries=queries,

@@ -1,20 +1,45 @@
-"""On a run: the verbs that see tokens, and those that look at results."""
+"""On a run: the verbs that see tokens, those that look at results, and their settings.
 
-from hashstream.stages.annotate import annotate
-from hashstream.stages.annotate_anchors import annotate_by_anchors
-from hashstream.stages.cluster import cluster
-from hashstream.stages.evaluate import evaluate
-from hashstream.stages.explain import explain
-from hashstream.stages.export import export
-from hashstream.stages.inspect import inspect
-from hashstream.stages.markers import markers
-from hashstream.stages.neighbours import neighbours
-from hashstream.stages.reference import add_to_reference, build_reference
-from hashstream.stages.report import report
-from hashstream.stages.search import search
-from hashstream.stages.trajectory import trajectory
+Every function takes a run as a `hashstream.Run` or as its path. A `Run` that was opened before other verbs wrote into
+it will do: what is on the disk now is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+from hashstream.cluster import TransformerSettings
+from hashstream.errors import InputError
+from hashstream.runtime.run import Run
+from hashstream.stages import annotate as _annotate
+from hashstream.stages import annotate_anchors as _annotate_anchors
+from hashstream.stages import cluster as _cluster
+from hashstream.stages import evaluate as _evaluate
+from hashstream.stages import explain as _explain
+from hashstream.stages import export as _export
+from hashstream.stages import inspect as _inspect
+from hashstream.stages import majority as _majority
+from hashstream.stages import markers as _markers
+from hashstream.stages import neighbours as _neighbours
+from hashstream.stages import reference as _reference
+from hashstream.stages import report as _report
+from hashstream.stages import trajectory as _trajectory
+from hashstream.stages.explain import ExplainSettings
+from hashstream.stages.markers import MarkersSettings
+from hashstream.stages.neighbours import NeighbourSettings
+from hashstream.stages.report import ReportSettings
+from hashstream.stages.search import SearchSettings, search
 
 __all__ = [
+    "ExplainSettings",
+    "MarkersSettings",
+    "NeighbourSettings",
+    "ReportSettings",
+    "SearchSettings",
+    "TransformerSettings",
     "add_to_reference",
     "annotate",
     "annotate_by_anchors",
@@ -24,9 +49,65 @@ __all__ = [
     "explain",
     "export",
     "inspect",
+    "majority",
     "markers",
     "neighbours",
     "report",
     "search",
     "trajectory",
 ]
+
+_OneRun = Run | str | Path
+_Runs = Run | str | Path | Sequence[Run | str | Path]
+P = ParamSpec("P")
+
+
+def _of_a_run(
+    stage: Callable[Concatenate[Run, P], dict[str, Any]],
+) -> Callable[Concatenate[_OneRun, P], dict[str, Any]]:
+    """A stage whose run is opened anew, so that it has the record of all that was done with it since."""
+
+    @wraps(stage)
+    def call(run: _OneRun, *args: P.args, **options: P.kwargs) -> dict[str, Any]:
+        now = Run.open(run.path if isinstance(run, Run) else run)
+        same = ("created", "n_cells", "hasher")
+        if isinstance(run, Run) and any(now.meta.get(key) != run.meta.get(key) for key in same):
+            raise InputError(
+                f"{run.path}: the run was replaced by another one, or appended to, after it had been opened; open it "
+                "again with hashstream.Run.open."
+            )
+        return stage(now, *args, **options)
+
+    return call
+
+
+annotate = _of_a_run(_annotate.annotate)
+annotate_by_anchors = _of_a_run(_annotate_anchors.annotate_by_anchors)
+cluster = _of_a_run(_cluster.cluster)
+evaluate = _of_a_run(_evaluate.evaluate)
+explain = _of_a_run(_explain.explain)
+export = _of_a_run(_export.export)
+majority = _of_a_run(_majority.majority_labels)
+markers = _of_a_run(_markers.markers)
+neighbours = _of_a_run(_neighbours.neighbours)
+report = _of_a_run(_report.report)
+trajectory = _of_a_run(_trajectory.trajectory)
+
+
+@wraps(_inspect.inspect)
+def inspect(path: _OneRun) -> dict[str, Any]:
+    return _inspect.inspect(path.path if isinstance(path, Run) else path)
+
+
+@wraps(_reference.build_reference)
+def build_reference(runs: _Runs, target: str | Path, **options: Any) -> dict[str, Any]:
+    return _reference.build_reference(_several(runs), target, **options)
+
+
+@wraps(_reference.add_to_reference)
+def add_to_reference(target: str | Path, runs: _Runs, **options: Any) -> dict[str, Any]:
+    return _reference.add_to_reference(target, _several(runs), **options)
+
+
+def _several(runs: _Runs) -> Sequence[_OneRun]:
+    return [runs] if isinstance(runs, Run | str | Path) else runs

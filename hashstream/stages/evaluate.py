@@ -16,12 +16,19 @@ from hashstream.runtime.arrow import numbers_of
 from hashstream.runtime.run import Run
 from hashstream.stages.truth import bucket_counts, run_column
 
+#: Columns of labels, each of which is scored where the run has it.
+_LABELS = ("label", "label_majority")
 
-def evaluate(run: Run, truth: str, *, atlas: Sequence[str | Path] | None = None) -> dict[str, Any]:
-    """Metrics of the columns that the run has.
+
+def evaluate(
+    run: Run | str | Path, truth: str, *, atlas: str | Path | Sequence[str | Path] | None = None
+) -> dict[str, Any]:
+    """Metrics of the columns that a run has.
 
     Parameters
     ----------
+    run
+        A run, or its path.
     truth
         Column of obs with the true types; cells without a value are left out.
     atlas
@@ -30,8 +37,16 @@ def evaluate(run: Run, truth: str, *, atlas: Sequence[str | Path] | None = None)
     Returns
     -------
     dict
-        ``buckets`` (number and purity), and ``cluster`` and ``label`` where the run has them.
+        ``buckets`` (number and purity), and ``cluster``, ``label`` and ``label_majority`` where the run has them; see
+        `hashstream.metrics`.
+
+    Raises
+    ------
+    InputError
+        If the run or the atlas cannot be read, or the column is not there or holds no values.
     """
+    run = run if isinstance(run, Run) else Run.open(run)
+    atlas = [atlas] if isinstance(atlas, str | Path) else atlas
     codes, names = run_column(run, truth, atlas=atlas)
     counts = bucket_counts(run, codes, len(names))
     n_cells = int(counts.sum())
@@ -45,9 +60,10 @@ def evaluate(run: Run, truth: str, *, atlas: Sequence[str | Path] | None = None)
     present = run.cell_columns()
     if "cluster" in present:
         result["cluster"] = clustering_metrics(_by_value(run, "cluster", codes, len(names))[0])
-    if "label" in present:
-        table, found = _by_value(run, "label", codes, len(names))
-        result["label"] = label_metrics(table, found, names, unknown=UNKNOWN)
+    for column in _LABELS:
+        if column in present:
+            table, found = _by_value(run, column, codes, len(names))
+            result[column] = label_metrics(table, found, names, unknown=UNKNOWN)
     if len(result) == 3:
         result["hint"] = f"the run has neither clusters nor labels yet: hashstream cluster {run.path}"
     return result

@@ -230,14 +230,14 @@ def test_defaults_file_agrees_with_the_library() -> None:
 
 
 def test_every_default_is_an_option() -> None:
-    from hashstream.cli.config import load_defaults, option_names
+    from hashstream.cli.config import load_defaults, options_by_name
     from hashstream.cli.main import cli
 
     for key, value in load_defaults().items():
         if isinstance(value, dict):
-            assert set(value) <= option_names(cli.commands[key]), key
+            assert set(value) <= set(options_by_name(cli.commands[key])), key
         else:
-            assert key in option_names(cli)
+            assert key in options_by_name(cli)
 
 
 def test_stdout_holds_data_only(hashstream: Cli, small_h5ad: Path, tmp_path: Path) -> None:
