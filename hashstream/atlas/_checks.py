@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from hashstream.atlas.chunk import CsrChunk
-from hashstream.errors import HashStreamError, InputError, TargetExistsError
+from hashstream.errors import HashStreamError, InputError, SettingsError, TargetExistsError
 
 WIDENING = ("uint8", "uint16", "uint32", "float32")
 """Dtypes of stored values, each of which holds what the one before holds (uint32 and float32: see `CsrFiles`)."""
+
+_OTHER_FORMATS = (".h5ad", ".h5", ".hdf5", ".loom", ".csv", ".tsv", ".txt", ".mtx", ".gz", ".parquet", ".npz", ".zip")
 
 
 def check_chunk(chunk: CsrChunk, n_genes: int) -> None:
@@ -65,9 +67,19 @@ def check_target(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise TargetExistsError(f"{path} exists already; choose another name or allow it to be overwritten")
+        raise TargetExistsError(f"{path} exists already; choose another name, or replace it with --force")
     if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
         raise TargetExistsError(f"{path} exists and is not a zarr store, so it is not replaced; choose another name")
+
+
+def check_ending(path: Path) -> None:
+    """Raise SettingsError if the name of a store to make promises another format."""
+    ending = path.suffix.lower()
+    if ending in _OTHER_FORMATS:
+        raise SettingsError(
+            f"{path}: an atlas is a zarr folder, but {ending} is the ending of another format; call it "
+            f"{path.with_suffix('.zarr').name}. HashStream writes .h5ad with `hashstream export` only."
+        )
 
 
 def check_column_names(where: str, names: Iterable[Any]) -> None:

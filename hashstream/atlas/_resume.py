@@ -126,13 +126,13 @@ def read_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: the state of the killed write cannot be read ({error}); "
-            f"delete {path.parent} and start again without resume"
+            f"delete {path.parent} and start again without --resume"
         ) from None
     if state["settings"] != settings:
         changed = [key for key, value in settings.items() if state["settings"].get(key) != value]
         raise SettingsError(
             f"{path.parent} was begun with other settings or sources ({', '.join(changed)} differ); "
-            "resume with the same ones, or start again without resume"
+            "--resume with the same ones, or start again without --resume"
         )
     return state
 

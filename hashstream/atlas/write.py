@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from hashstream.atlas._checks import WIDENING, check_chunk, check_length, check_target
+from hashstream.atlas._checks import WIDENING, check_chunk, check_ending, check_length, check_target
 from hashstream.atlas._csr_files import CsrFiles
 from hashstream.atlas._frames import TABLE_CODEC, create_array, encoding, write_table
 from hashstream.atlas._resume import ObsBlocks, RowPointers, read_state, remove_leftovers
@@ -39,7 +39,7 @@ from hashstream.runtime.exchange import publish
 from hashstream.runtime.files import partial_path, remove, write_json
 from hashstream.runtime.folder_lock import FolderLock
 
-STATE_VERSION = 2
+STATE_VERSION, STATE_NAME = 2, "state.json"
 SHARD_CHUNKS = 128
 CHECKPOINT_ELEMENTS = 2**24
 
@@ -89,7 +89,8 @@ class AtlasWriter:
     TargetExistsError
         The path is there and `overwrite` is false, or it is not a zarr store.
     SettingsError
-        The partial store to resume was made with other settings, or another process is writing it.
+        The partial store to resume was made with other settings, or another process is writing it; or the path ends as
+        a file of another format does.
     InputError
         `append` met indices out of range, non-finite values, or arrays that do not fit together.
     """
@@ -112,6 +113,7 @@ class AtlasWriter:
         self.partial = partial_path(self.path)
         self.n_genes = n_genes
         self._overwrite = overwrite
+        check_ending(self.path)
         check_target(self.path, overwrite)
         if n_genes < 1 or n_genes > 2**31 - 1:
             raise SettingsError(f"an atlas needs between 1 and 2^31 - 1 genes, not {n_genes}")
@@ -233,7 +235,7 @@ class AtlasWriter:
 
     @property
     def _state_path(self) -> Path:
-        return self.partial / "state.json"
+        return self.partial / STATE_NAME
 
     def _checkpoint(self, files: CsrFiles) -> None:
         """Make what is flushed durable and say so in ``state.json``."""
@@ -348,6 +350,11 @@ class AtlasWriter:
     ) -> None:
         if not self._finished:
             self._close()
+
+
+def is_resumable(path: str | os.PathLike[str]) -> bool:
+    """Whether a write of the atlas at `path` was killed of which something is kept, so that it can be resumed."""
+    return (partial_path(Path(path)) / STATE_NAME).is_file()
 
 
 def _copied(chunk: CsrChunk) -> CsrChunk:

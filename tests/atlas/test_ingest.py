@@ -865,7 +865,7 @@ def test_duplicated_genes(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source.write_h5ad(tmp_path / "a.h5ad")
-    with pytest.raises(InputError, match=r"1 gene names occur more than once \('a'\).*allow them to be made unique"):
+    with pytest.raises(InputError, match=r"1 gene names occur more than once \('a'\).*number them with --make-unique"):
         ingest(tmp_path / "a.h5ad", tmp_path / "out.zarr", max_memory_bytes=BIG)
     ingest(tmp_path / "a.h5ad", tmp_path / "out.zarr", make_unique=True, max_memory_bytes=BIG)
     got = read(tmp_path / "out.zarr")

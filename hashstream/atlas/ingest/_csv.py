@@ -2,7 +2,8 @@
 
 The rule for the orientation, if it is not given: the axis whose names look like barcodes (eight or more of A, C, G, T,
 N in a row) has the cells; else the axis whose names look like genes (Ensembl ids, or mitochondrial "MT-" names) has the
-genes; else rows are cells, as in AnnData. The report says what was taken.
+genes; else the axis of which many are human gene symbols, case aside, as those of the mouse mostly are; else rows are
+cells, as in AnnData. The report says what was taken.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+import zarr
 from numpy.typing import NDArray
 
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.ingest._rows import rows_from_dense
 from hashstream.atlas.ingest._source import Budget, Source, reading
 from hashstream.atlas.ingest._spill import RowBuckets
+from hashstream.datasets import pbmc3k
 from hashstream.errors import InputError
 
 ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 LOOKED_AT = 1000
+MANY_SYMBOLS = 0.3  # share of the names of one axis, and three times that of the other
 
 _BARCODE = re.compile(r"[ACGTN]{8,}")
 _GENE = re.compile(r"^(ENS[A-Z]*G\d{6,}|MT-|mt-)")
@@ -33,7 +37,7 @@ _GENE = re.compile(r"^(ENS[A-Z]*G\d{6,}|MT-|mt-)")
 def open_csv(path: Path, layer: str | None, transpose: bool | None) -> Source:
     """The source in a table of text; `transpose` says that rows are genes."""
     if layer is not None:
-        raise InputError(f"{path}: a text table has one matrix and no layer {layer!r}; leave the layer out")
+        raise InputError(f"{path}: a text table has one matrix and no layer {layer!r}; leave --layer out")
     table = CsvTable(path)
     names = table.row_names
     notes = []
@@ -62,7 +66,24 @@ def _orientation(rows: list[str], columns: list[str]) -> tuple[bool, str]:
     gene_rows, gene_columns = share["gene"]
     if (gene_rows > 0) != (gene_columns > 0):
         return gene_rows > 0, f"the {'rows' if gene_rows > 0 else 'columns'} are named like genes"
-    return False, "the names do not tell; say so if they are genes"
+    symbols = _symbol_shares(rows, columns)
+    if max(symbols) > MANY_SYMBOLS and max(symbols) > 3 * min(symbols):
+        genes_first = symbols[0] > symbols[1]
+        return genes_first, f"the {'rows' if genes_first else 'columns'} are named like genes"
+    return False, "the names do not tell; if rows are genes, run it again with --transpose"
+
+
+def _symbol_shares(*axes: list[str]) -> list[float]:
+    """Share of some names of each axis that are symbols of human genes, case aside: those of the packaged data."""
+    symbols = np.asarray(zarr.open_array(pbmc3k() / "var" / "_index", mode="r")[:])
+    known = {str(name).upper() for name in symbols}
+    some = [_spread(names) for names in axes]
+    return [sum(name.upper() in known for name in names) / max(1, len(names)) for names in some]
+
+
+def _spread(names: list[str]) -> list[str]:
+    """At most about `LOOKED_AT` names, from all over: the first genes of a file may be of one kind."""
+    return names[:: max(1, len(names) // LOOKED_AT)]
 
 
 def _share(pattern: re.Pattern[str], names: list[str]) -> float:

@@ -37,7 +37,7 @@ def find_mtx(path: Path) -> Path | None:
 def open_mtx(path: Path, mtx: Path, layer: str | None) -> Source:
     """The source of which `mtx` is the matrix."""
     if layer is not None:
-        raise InputError(f"{path}: a 10x folder has one matrix and no layer {layer!r}; leave the layer out")
+        raise InputError(f"{path}: a 10x folder has one matrix and no layer {layer!r}; leave --layer out")
     prefix = mtx.name.removesuffix(".gz").removesuffix(".mtx").removesuffix("matrix")
     barcodes = _lines(_sibling(mtx, prefix, ("barcodes.tsv",)))
     features = _lines(_sibling(mtx, prefix, ("features.tsv", "genes.tsv")))

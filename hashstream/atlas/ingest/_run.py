@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from hashstream.atlas._checks import check_ending
 from hashstream.atlas.chunk import CsrChunk
+from hashstream.atlas.ingest._csv import CsvMatrix
 from hashstream.atlas.ingest._detect import opened
 from hashstream.atlas.ingest._mtx import MtxMatrix
 from hashstream.atlas.ingest._rows import FAULTS, NO_SUCH_GENE, OK, clean_rows
 from hashstream.atlas.ingest._source import Budget, Source, UnsortedRowsError, not_counts
 from hashstream.atlas.ingest._tables import join_obs, join_var, match_genes, name_genes
-from hashstream.atlas.write import AtlasWriter
+from hashstream.atlas.write import AtlasWriter, is_resumable
 from hashstream.errors import BudgetError, InputError, SettingsError
 from hashstream.runtime.budget import MIB, PROCESS_BYTES
 from hashstream.runtime.files import partial_path
@@ -59,7 +61,8 @@ def ingest(
     genes : {"intersection", "union"}
         Which genes of several sources to keep, by name, in the order of the first.
     batch_key : str, optional
-        The obs column that names the source, if there are several and they do not have it. None adds none.
+        The obs column that names the source, if there are several. If some have it, they keep their values, and a
+        further column ``source`` (or ``source_1``, ...) names the source. None adds none.
     overwrite : bool
         Replace an existing store.
     resume : bool
@@ -95,13 +98,16 @@ def ingest(
     for path in paths:
         if path.resolve() == Path(target).resolve():
             raise SettingsError(f"{path} is source and target; choose another target")
+    check_ending(Path(target))
     mark = _fingerprint(paths, [layer, genes, batch_key, transpose, make_unique])
     with ExitStack() as stack:
         inputs = [stack.enter_context(opened(path, layer=layer, transpose=transpose)) for path in paths]
+        if transpose:
+            _check_transposed(inputs)
         for source in inputs:
             _check_source(source)
             name_genes(source, make_unique=make_unique)
-        names, maps = match_genes(inputs, genes)
+        names, maps, gene_notes = match_genes(inputs, genes)
         var, var_notes = join_var(inputs, names)
         obs, obs_notes = join_obs(inputs, batch_key)
         budget = Budget(_block_bytes(max_memory_bytes, held_before), partial_path(Path(target)) / "spill")
@@ -122,6 +128,10 @@ def ingest(
                 except InputError:
                     writer.discard()
                     raise
+                except KeyboardInterrupt:
+                    if not is_resumable(target):
+                        writer.discard()
+                    raise
                 writer.finish(obs=obs, var=var)
                 break
     return {
@@ -140,9 +150,24 @@ def ingest(
             }
             for source in inputs
         ],
-        "notes": [f"{source.path}: {note}" for source in inputs for note in source.notes] + var_notes + obs_notes,
+        "notes": [f"{source.path}: {note}" for source in inputs for note in source.notes]
+        + gene_notes
+        + var_notes
+        + obs_notes,
         "resumed_at": resumed_at,
     }
+
+
+def _check_transposed(sources: list[Source]) -> None:
+    """Raise SettingsError if no source is a table that can be transposed; note which are none."""
+    others = [source for source in sources if not isinstance(source.matrix, CsvMatrix)]
+    if len(others) == len(sources):
+        raise SettingsError(
+            f"{others[0].path}: --transpose is for tables of text (csv, tsv), but this is {others[0].format}, which "
+            "says itself on which side its genes are; leave --transpose out"
+        )
+    for source in others:
+        source.notes.append("is no table of text, so that --transpose does not concern it")
 
 
 def _check_source(source: Source) -> None:
@@ -204,19 +229,26 @@ def _block_bytes(max_memory_bytes: int, held_before: int) -> int:
     if max_memory_bytes < least:
         raise BudgetError(
             f"{max_memory_bytes / MIB:,.0f} MiB do not suffice: the process, the tables of cells and genes and the "
-            f"writer take {taken / MIB:,.0f} MiB; allow at least {-(-least // MIB):,} MiB"
+            f"writer take {taken / MIB:,.0f} MiB; allow at least {-(-least // MIB):,} MiB with --max-memory"
         )
     return min(256 * MIB, (max_memory_bytes - taken) // BLOCKS_HELD)
 
 
 def _fingerprint(paths: list[Path], settings: list[Any]) -> str:
-    """Changes when a source or a setting does."""
+    """Changes when a source or a setting does.
+
+    Of a store that is a folder, all files count: with their number, bytes, and newest and summed times of change.
+    """
     parts: list[Any] = [settings]
     for path in paths:
-        files = [path]
-        if path.is_dir():
-            names = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
-            files = sorted(p for p in path.rglob("*") if p.name in names or (p.parent == path and p.is_file()))
-        parts.append([str(path.resolve())])
-        parts += [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()]
+        parts.append(str(path.resolve()))
+        if any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+            files: Iterable[str | Path] = (os.path.join(folder, n) for folder, _, names in os.walk(path) for n in names)
+        else:
+            files = path.iterdir() if path.is_dir() else [path]
+        number = n_bytes = newest = summed = 0
+        for stat in map(os.stat, filter(os.path.isfile, files)):
+            number, n_bytes = number + 1, n_bytes + stat.st_size
+            newest, summed = max(newest, stat.st_mtime_ns), summed + stat.st_mtime_ns
+        parts.append([number, n_bytes, newest, summed])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

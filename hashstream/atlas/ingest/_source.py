@@ -130,6 +130,6 @@ def not_counts(where: str, fault: str, row: int | None = None) -> InputError:
     """The error for values that are no counts."""
     at = "" if row is None else f", row {row:,}"
     return InputError(
-        f"{where}{at}: {fault}; expected counts (whole numbers from 0). If they are elsewhere, name the layer that "
-        'holds them, or "raw" for raw.X'
+        f"{where}{at}: {fault}; expected counts (whole numbers from 0). If they are elsewhere, name the layer "
+        "that holds them with --layer (raw for raw.X)"
     )

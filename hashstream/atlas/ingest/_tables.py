@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Callable
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ def name_genes(source: Source, *, make_unique: bool) -> None:
         some = ", ".join(repr(name) for name in doubled[:5])
         raise InputError(
             f"{source.path}: {len(doubled):,} gene names occur more than once ({some}{', ...' * (len(doubled) > 5)}); "
-            'expected different names: allow them to be made unique ("-1" and so on is added), or rename them'
+            'expected different names: number them with --make-unique ("-1" and so on is added), or rename them'
         )
     unique = list(source.var.index)
     seen: Counter[str] = Counter()
@@ -43,8 +46,23 @@ def name_genes(source: Source, *, make_unique: bool) -> None:
     source.notes.append(f"{len(doubled):,} gene names were made unique")
 
 
-def match_genes(sources: list[Source], how: str) -> tuple[pd.Index, list[NDArray[np.int32]]]:
-    """Names of the atlas's genes, and for each source the atlas column of each of its genes (-1: left out)."""
+def match_genes(sources: list[Source], how: str) -> tuple[pd.Index, list[NDArray[np.int32]], list[str]]:
+    """Bring the genes of sources together by name.
+
+    Returns
+    -------
+    names : Index
+        Of the atlas's genes.
+    maps : list of (n_source_genes,) int32
+        For each source the atlas column of each of its genes (-1: left out).
+    notes : list of str
+        What the user should know of genes that are left out.
+
+    Raises
+    ------
+    InputError
+        If the sources have no gene in common.
+    """
     kept = [source.var.index if source.keep is None else source.var.index[source.keep] for source in sources]
     names = kept[0]
     for other in kept[1:]:
@@ -67,7 +85,43 @@ def match_genes(sources: list[Source], how: str) -> tuple[pd.Index, list[NDArray
         if source.keep is not None:
             columns[~source.keep] = -1
         maps.append(columns)
-    return names, maps
+    return names, maps, _left_out(sources, kept, len(names)) if how == "intersection" else []
+
+
+def _left_out(sources: list[Source], kept: list[pd.Index], n_shared: int) -> list[str]:
+    """A note on the genes that not all sources have; none where there are no such."""
+    sizes = [len(names) for names in kept]
+    least, most = min(sizes), max(sizes)
+    if n_shared == most:
+        return []
+    of = f"{least:,} in {sources[sizes.index(least)].path} and {most:,} in {sources[sizes.index(most)].path}"
+    note = f"{n_shared:,} genes are in all sources and kept, of {of if least < most else f'{least:,} in each'}"
+    if 2 * n_shared >= least:
+        return [f"{note}; --genes union keeps all"]
+    return [f"{note}: {_why_few(sources, kept, n_shared)}; --genes union keeps all, as different genes"]
+
+
+def _why_few(sources: list[Source], kept: list[pd.Index], n_shared: int) -> str:
+    """What may be done about names of which few are the same."""
+    folds: dict[str, Callable[[str], str]] = {
+        "case": str.upper,
+        "a version behind a dot": lambda name: re.sub(r"\.\d+$", "", name),
+    }
+    for what, fold in folds.items():
+        n_folded = len(set.intersection(*({fold(str(name)) for name in names} for names in kept)))
+        if n_folded > 2 * n_shared:
+            return f"{n_folded:,} would be the same but for {what}: write the names of all sources alike"
+    for source in sources:
+        for column in source.var.select_dtypes(exclude="number"):
+            there = pd.Index(source.var[column].astype(str).unique())
+            for other, names in zip(sources, kept, strict=True):
+                n_there = int(names.isin(there).sum())
+                if other is not source and n_there > max(2 * n_shared, len(names) // 2):
+                    return (
+                        f"{n_there:,} names of {other.path} are in var[{column!r}] of {source.path}: make that the "
+                        f"names of its genes (adata.var_names = adata.var[{column!r}])"
+                    )
+    return "look whether names differ by case or version, or are ids in some sources and symbols in others"
 
 
 def join_var(sources: list[Source], names: pd.Index) -> tuple[pd.DataFrame, list[str]]:
@@ -119,12 +173,8 @@ def join_obs(sources: list[Source], batch_key: str | None) -> tuple[pd.DataFrame
     labels = _labels(sources)
     tables = [source.obs for source in sources]
     if batch_key is not None:
-        lacking = [i for i, table in enumerate(tables) if batch_key not in table]
-        for i in lacking:
-            tables[i] = tables[i].copy()
-            tables[i][batch_key] = pd.Categorical([labels[i]] * len(tables[i]), categories=[labels[i]])
-        if lacking:
-            notes.append(f"obs[{batch_key!r}] names the source for {len(lacking)} of {len(sources)} sources")
+        tables, note = _name_sources(tables, labels, batch_key)
+        notes.append(note)
     names = tables[0].index.append([table.index for table in tables[1:]])
     if not names.is_unique:
         names = pd.Index(
@@ -134,6 +184,33 @@ def join_obs(sources: list[Source], batch_key: str | None) -> tuple[pd.DataFrame
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     obs = pd.DataFrame({column: _joined(tables, column) for column in columns}, index=names)
     return obs, notes
+
+
+def _name_sources(tables: list[pd.DataFrame], labels: list[str], batch_key: str) -> tuple[list[pd.DataFrame], str]:
+    """The tables with a column that names each cell's source, and what to say of it.
+
+    It is `batch_key` if no table has that. A table that has it keeps its own values: these may be the same in several
+    sources and mean other batches, so that a further column names the source.
+    """
+    own = [{str(value) for value in table[batch_key].dropna().unique()} for table in tables if batch_key in table]
+    column, note = batch_key, f"obs[{batch_key!r}] names the source"
+    if own:
+        taken = {batch_key, *(str(name) for table in tables for name in table.columns)}
+        numbered = (f"source_{number}" for number in count(1))
+        column = next(name for name in chain(["source"], numbered) if name not in taken)
+        repeated = sorted(value for value, n in Counter(value for values in own for value in values).items() if n > 1)
+        some = f", though several have {', '.join(map(repr, repeated[:3]))}{', ...' * (len(repeated) > 3)}"
+        lacking = "" if len(own) == len(tables) else ", and names the source in the others"
+        note = (
+            f"obs[{batch_key!r}] keeps the values of the {len(own)} of {len(tables)} sources that have it"
+            f"{some if repeated else ''}{lacking}; obs[{column!r}] names the source of each cell: to integrate the "
+            f"sources, run `cluster --batch-key {column}`"
+        )
+    named = []
+    for table, label in zip(tables, labels, strict=True):
+        same = pd.Categorical.from_codes(np.zeros(len(table), np.int8), [label])
+        named.append(table.assign(**{name: same for name in (batch_key, column) if name not in table}))
+    return named, note
 
 
 def _labels(sources: list[Source]) -> list[str]:

@@ -19,7 +19,7 @@ EXPRESSION = "Gene Expression"
 def open_tenx_h5(path: Path, root: h5py.File, layer: str | None) -> Source:
     """The source in an open 10x file."""
     if layer is not None:
-        raise InputError(f"{path}: a 10x file has one matrix and no layer {layer!r}; leave the layer out")
+        raise InputError(f"{path}: a 10x file has one matrix and no layer {layer!r}; leave --layer out")
     groups = tenx_groups(root)
     if len(groups) > 1:
         raise InputError(

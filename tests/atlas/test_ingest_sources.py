@@ -1,0 +1,214 @@
+"""What is said and kept of several sources; which side of a table has the genes; what is refused and resumed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+
+import hashstream.atlas.ingest._run as run
+from hashstream import datasets
+from hashstream.atlas.ingest import ingest
+from hashstream.errors import SettingsError
+from tests.atlas.test_ingest import BIG, G, N, counts, equal, read, table, write_mtx, write_text, write_zarr
+
+# ----------------------------------------------------------------- batches
+
+
+def write_batches(folder: Path, name: str, batches: list[str] | None, seed: int, **columns: object) -> Path:
+    source = table(seed=seed)
+    if batches is not None:
+        source.obs["batch"] = pd.Categorical([batches[i % len(batches)] for i in range(N)])
+    for column, values in columns.items():
+        source.obs[column] = values
+    source.write_h5ad(folder / f"{name}.h5ad")
+    return folder / f"{name}.h5ad"
+
+
+def test_sources_with_the_same_batches_stay_apart(tmp_path: Path) -> None:
+    paths = [write_batches(tmp_path, name, ["1", "2"], seed) for seed, name in enumerate(["lung", "heart"])]
+    report = ingest(paths, tmp_path / "out.zarr", max_memory_bytes=BIG)
+    obs = read(tmp_path / "out.zarr").obs
+    assert list(obs["batch"][:3]) == ["1", "2", "1"]
+    assert list(obs["source"].cat.categories) == ["lung", "heart"]
+    assert list(obs["source"]) == ["lung"] * N + ["heart"] * N
+    note = next(note for note in report["notes"] if "batch" in note)
+    assert "obs['batch'] keeps the values of the 2 of 2 sources that have it, though several have '1', '2'" in note
+    assert note.endswith("`cluster --batch-key source`")
+
+
+def test_a_source_without_batches_among_others(tmp_path: Path) -> None:
+    one = write_batches(tmp_path, "one", ["1"], 0, source="mine", source_1=np.arange(N))
+    paths = [one, write_batches(tmp_path, "two", None, 1)]
+    report = ingest(paths, tmp_path / "out.zarr", max_memory_bytes=BIG)
+    obs = read(tmp_path / "out.zarr").obs
+    assert list(obs["batch"]) == ["1"] * N + ["two"] * N
+    assert list(obs["source"][:2]) == ["mine", "mine"]
+    assert list(obs["source_2"]) == ["one"] * N + ["two"] * N
+    note = next(note for note in report["notes"] if "batch" in note)
+    assert "1 of 2 sources that have it, and names the source in the others; obs['source_2'] names" in note
+    assert note.endswith("`cluster --batch-key source_2`")
+
+
+def test_no_further_column_where_it_is_not_needed(tmp_path: Path) -> None:
+    one, two = write_batches(tmp_path, "one", ["1"], 0), write_batches(tmp_path, "two", ["1"], 1)
+    ingest([one, two], tmp_path / "a.zarr", batch_key="origin", max_memory_bytes=BIG)
+    obs = read(tmp_path / "a.zarr").obs
+    assert list(obs["origin"]) == ["one"] * N + ["two"] * N
+    ingest([one, two], tmp_path / "b.zarr", batch_key=None, max_memory_bytes=BIG)
+    ingest(one, tmp_path / "c.zarr", max_memory_bytes=BIG)
+    for name in "abc":
+        assert "source" not in read(tmp_path / f"{name}.zarr").obs
+
+
+# ------------------------------------------------------------------- genes
+
+
+def write_genes(path: Path, names: list[str], seed: int, **columns: list[str]) -> Path:
+    source = table(counts(g=len(names), seed=seed), seed=seed)
+    source.var.index = names
+    for column, values in columns.items():
+        source.var[column] = values
+    source.write_h5ad(path)
+    return path
+
+
+def test_genes_that_are_left_out_are_told(tmp_path: Path) -> None:
+    one = write_genes(tmp_path / "one.h5ad", [f"g{j}" for j in range(25)], 0)
+    two = write_genes(tmp_path / "two.h5ad", [f"g{j}" for j in range(5, 45)], 1)
+    three = write_genes(tmp_path / "three.h5ad", [f"g{j}" for j in range(5, 33)], 2)
+    report = ingest([one, two, three], tmp_path / "a.zarr", max_memory_bytes=BIG)
+    (note,) = (note for note in report["notes"] if "genes" in note)
+    assert note == (f"20 genes are in all sources and kept, of 25 in {one} and 40 in {two}; --genes union keeps all")
+    report = ingest([one, two], tmp_path / "b.zarr", genes="union", max_memory_bytes=BIG)
+    assert not any("genes" in note for note in report["notes"])
+    report = ingest([one, one], tmp_path / "c.zarr", max_memory_bytes=BIG)
+    assert not any("genes" in note for note in report["notes"])
+
+
+IDS = [f"ENSG{j:011d}" for j in range(25)]
+FEW = {
+    "case": ([f"Gene{j}" for j in range(25)], ["Gene0", *(f"GENE{j}" for j in range(1, 25))], "25 .* for case"),
+    "version": (
+        [f"{one}.{j}" for j, one in enumerate(IDS)],
+        ["ENSG00000000000.0", *IDS[1:]],
+        "25 .* for a version",
+    ),
+    "neither": ([f"g{j}" for j in range(25)], ["g0", *(f"h{j}" for j in range(24))], "look whether names differ by"),
+}
+
+
+@pytest.mark.parametrize("case", list(FEW))
+def test_why_few_genes_are_kept(tmp_path: Path, case: str) -> None:
+    first, second, words = FEW[case]
+    paths = [write_genes(tmp_path / "one.h5ad", first, 0), write_genes(tmp_path / "two.h5ad", second, 1)]
+    report = ingest(paths, tmp_path / "out.zarr", max_memory_bytes=BIG)
+    note = next(note for note in report["notes"] if "genes" in note)
+    assert note.startswith("1 genes are in all sources and kept, of 25 in each: ")
+    assert pd.Series(note).str.contains(words).all(), note
+    assert "--genes union" in note
+
+
+def test_names_that_are_in_a_column_of_another_source(tmp_path: Path) -> None:
+    names = [f"g{j}" for j in range(25)]
+    one = write_genes(tmp_path / "one.h5ad", ["g0", *IDS[1:]], 0, biotype=["coding"] * 25, symbol=names)
+    two = write_genes(tmp_path / "two.h5ad", names, 1)
+    report = ingest([one, two], tmp_path / "out.zarr", max_memory_bytes=BIG)
+    note = next(note for note in report["notes"] if "genes" in note)
+    assert f"25 names of {two} are in var['symbol'] of {one}" in note
+    assert "adata.var_names = adata.var['symbol']" in note
+
+
+# ------------------------------------------------------ tables of text
+
+
+def symbols(n: int, *, mouse: bool) -> list[str]:
+    """Symbols as a table of counts has them, of which some are not in the packaged data."""
+    known = zarr.open_array(datasets.pbmc3k() / "var" / "_index", mode="r")[:]
+    rng = np.random.default_rng(0)
+    plain = sorted(str(name) for name in known if str(name).isalnum() and not str(name).startswith("MT"))
+    names = [str(name) for name in rng.choice(plain, n, replace=False)]
+    names[::3] = [f"Gm{i}" if mouse else f"LOC{i}" for i in range(len(names[::3]))]
+    return [name.capitalize() for name in names] if mouse else names
+
+
+@pytest.mark.parametrize("mouse", [False, True])
+@pytest.mark.parametrize("cell", ["cell{}", "AAACCTG{:04d}_s1", "plate1_{}"])
+@pytest.mark.parametrize("genes_first", [False, True])
+def test_symbols_tell_the_side_of_the_genes(tmp_path: Path, mouse: bool, cell: str, genes_first: bool) -> None:
+    x, genes, cells = counts().toarray(), symbols(G, mouse=mouse), [cell.format(i) for i in range(N)]
+    values, rows, columns = (x.T, genes, cells) if genes_first else (x, cells, genes)
+    report = ingest(write_text(tmp_path / "a.csv", values, rows, columns), tmp_path / "a.zarr", max_memory_bytes=BIG)
+    got = read(tmp_path / "a.zarr")
+    assert list(got.var_names) == genes
+    assert list(got.obs_names) == cells
+    assert equal(got.X, x)
+    assert f"since the {'rows' if genes_first else 'columns'} are named like genes" in report["notes"][0]
+
+
+def test_wells_are_no_genes_though_some_are_called_like_some(tmp_path: Path) -> None:
+    wells = [f"{row}{column}" for row in "ABCDE" for column in range(1, 13)]
+    assert "C3" in wells
+    x = counts().toarray()
+    path = write_text(tmp_path / "a.csv", x, wells, [f"t{j}" for j in range(G)])
+    report = ingest(path, tmp_path / "a.zarr", max_memory_bytes=BIG)
+    assert list(read(tmp_path / "a.zarr").obs_names) == wells
+    assert "the names do not tell; if rows are genes, run it again with --transpose" in report["notes"][0]
+
+
+def test_transpose_is_for_tables_of_text(tmp_path: Path) -> None:
+    x = counts().toarray()
+    table().write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(SettingsError, match=r"a.h5ad: --transpose is for tables of text .* this is h5ad, CSR"):
+        ingest(tmp_path / "a.h5ad", tmp_path / "out.zarr", transpose=True, max_memory_bytes=BIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5ad"]
+    with pytest.raises(SettingsError, match="this is 10x mtx"):
+        ingest(write_mtx(tmp_path / "m", counts()), tmp_path / "out.zarr", transpose=True, max_memory_bytes=BIG)
+    ingest(tmp_path / "a.h5ad", tmp_path / "a.zarr", transpose=False, max_memory_bytes=BIG)
+    text = write_text(tmp_path / "b.csv", x.T, [f"g{j}" for j in range(G)], [f"c{i}" for i in range(N)])
+    report = ingest([tmp_path / "a.h5ad", text], tmp_path / "b.zarr", transpose=True, max_memory_bytes=BIG)
+    assert equal(read(tmp_path / "b.zarr").X, np.vstack([table().X.toarray(), x]))
+    assert f"{tmp_path / 'a.h5ad'}: is no table of text, so that --transpose does not concern it" in report["notes"]
+
+
+# ------------------------------------------------------- target and resume
+
+
+@pytest.mark.parametrize("name", ["out.h5ad", "out.h5", "out.loom", "out.csv", "out.csv.gz", "OUT.H5AD"])
+def test_a_target_that_is_called_like_another_format(tmp_path: Path, name: str) -> None:
+    table().write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(SettingsError, match=r"an atlas is a zarr folder, but \.\w+ is the ending of another format"):
+        ingest(tmp_path / "a.h5ad", tmp_path / name, max_memory_bytes=BIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5ad"]
+    for other in ("out.zarr", "out", "out.v2"):
+        ingest(tmp_path / "a.h5ad", tmp_path / other, max_memory_bytes=BIG)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_changed_chunk_of_a_zarr_source_is_noticed(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "a.zarr"
+    write_zarr(table(), path, version)
+    before = run._fingerprint([path], [])
+    assert run._fingerprint([path], []) == before
+    chunk = path / "X" / "data" / ("c/0" if version == 3 else "0")
+    stat = chunk.stat()
+    os.utime(chunk, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # written again
+    assert run._fingerprint([path], []) != before
+    os.utime(chunk, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert run._fingerprint([path], []) == before
+    os.utime(chunk, ns=(stat.st_atime_ns, stat.st_mtime_ns - 10**12))  # an older copy is put back
+    assert run._fingerprint([path], []) != before
+    os.utime(chunk, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (path / "obs" / "depth" / "more").write_text("")
+    assert run._fingerprint([path], []) != before
+
+
+def test_an_atlas_may_be_made_in_the_folder_of_its_source(tmp_path: Path) -> None:
+    folder = write_mtx(tmp_path / "m", counts())
+    before = run._fingerprint([folder], [])
+    ingest(folder, folder / "out.zarr", max_memory_bytes=BIG)
+    assert run._fingerprint([folder], []) == before
