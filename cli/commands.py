@@ -26,7 +26,12 @@ pass_session = click.pass_obj
     show_default=True,
     help="Genes of the atlas where sources differ.",
 )
-@click.option("--batch-key", metavar="KEY", show_default=True, help="Column of obs that names each cell's source.")
+@click.option(
+    "--batch-key",
+    metavar="KEY",
+    show_default=True,
+    help="Column of obs to name each cell's source in; if a source has it, a new column `source` does.",
+)
 @options.max_memory
 @click.option("--make-unique", is_flag=True, help="Number repeated gene names instead of refusing them.")
 @click.option(
@@ -52,6 +57,7 @@ def ingest(
 
     Several sources become one atlas, in the order given.
     """
+    from hashstream.stages.ingest import can_resume
     from hashstream.stages.ingest import ingest as ingest_stage
 
     try:
@@ -69,7 +75,8 @@ def ingest(
             progress=session.listener(),
         )
     except KeyboardInterrupt:
-        session.say(f"interrupted; what is done is kept, continue with: hashstream ingest ... {target} --resume")
+        if can_resume(target):
+            session.say(f"interrupted; what is done is kept, continue with: hashstream ingest ... {target} --resume")
         raise
     session.show(report)
 
@@ -197,7 +204,10 @@ def evaluate(session: Session, run: Path, truth: str, atlas: tuple[Path | str, .
     "--to", required=True, type=options.PathType, help="AnnData store: a new .h5ad or .zarr, or a .zarr that is there."
 )
 @click.option(
-    "--counts/--no-counts", default=True, show_default=True, help="Copy the counts that were encoded into a new store."
+    "--counts/--no-counts",
+    default=True,
+    show_default=True,
+    help="Copy the counts that were encoded, and var, into a new store.",
 )
 @options.atlas
 @click.option(

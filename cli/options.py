@@ -96,10 +96,17 @@ fit_options = _combine(bits, n_genes, genes_by, sample)
 
 simulation = _combine(
     click.option("--cells", required=True, type=click.IntRange(min=1), help="Number of cells."),
-    click.option("--genes", type=click.IntRange(min=1), show_default=True, help="Number of genes."),
-    click.option("--types", type=click.IntRange(min=1), show_default=True, help="Number of cell types."),
-    click.option("--batches", type=click.IntRange(min=1), show_default=True, help="Number of batches."),
-    click.option("--nnz-per-cell", type=click.IntRange(min=1), show_default=True, help="Mean genes a cell expresses."),
+    click.option("--genes", type=click.IntRange(min=50), show_default=True, help="Number of genes."),
+    click.option("--types", type=click.IntRange(1, 32_767), show_default=True, help="Number of cell types."),
+    click.option(
+        "--batches", type=click.IntRange(1, 32_767), show_default=True, help="Number of batches; at most --cells."
+    ),
+    click.option(
+        "--nnz-per-cell",
+        type=click.IntRange(min=1),
+        show_default=True,
+        help="Mean genes a cell expresses; at most 70% of --genes.",
+    ),
 )
 
 

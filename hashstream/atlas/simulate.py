@@ -80,10 +80,13 @@ class Simulation:
             raise SettingsError(f"n_genes must be between 50 and 2^31 - 1, not {self.n_genes}")
         if self.nnz_per_cell > 0.7 * self.n_genes:
             raise SettingsError(
-                f"nnz_per_cell is {self.nnz_per_cell}, more than 70% of {self.n_genes} genes; take fewer, or more genes"
+                f"{self.nnz_per_cell} genes seen in a cell (--nnz-per-cell) are more than 70% of {self.n_genes} genes "
+                "(--genes); take fewer, or more genes"
             )
         if self.n_batches > self.n_cells:
-            raise SettingsError(f"n_batches is {self.n_batches}, more than the {self.n_cells} cells")
+            raise SettingsError(
+                f"{self.n_batches} batches (--batches) are more than the {self.n_cells} cells (--cells); take fewer"
+            )
         if self.n_types > 32_767 or self.n_batches > 32_767:
             raise SettingsError("n_types and n_batches must be at most 32,767")
         if not 0 < self.rare_fraction <= 1:

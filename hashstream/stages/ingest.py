@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hashstream.atlas._checks import check_ending
 from hashstream.atlas.ingest import ingest as ingest_sources
 from hashstream.atlas.simulate import simulate as simulate_atlas
-from hashstream.errors import HashStreamError, InputError, PartialRunError
+from hashstream.atlas.write import is_resumable
+from hashstream.errors import HashStreamError, PartialRunError
 from hashstream.runtime.budget import is_disk_full, parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_target, partial_path
@@ -43,8 +45,8 @@ def ingest(
         The disk is full; what is done is kept.
     """
     progress, target = progress or Silent(), Path(target)
+    check_ending(target)
     check_target(target, force=force)
-    _check_parent(target)
     timings = Timings()
     with timings.measure("ingest"):
         report = _guarded(
@@ -70,6 +72,11 @@ def ingest(
     return {**report, "seconds": timings.rounded()["ingest"], "peak_rss_bytes": peak_rss_bytes()}
 
 
+def can_resume(target: str | Path) -> bool:
+    """Whether `ingest` of `target` was interrupted and has something to go on from."""
+    return is_resumable(target)
+
+
 def simulate(
     target: str | Path,
     *,
@@ -85,8 +92,8 @@ def simulate(
 ) -> dict[str, Any]:
     """Simulate an atlas; see `hashstream.atlas.simulate.simulate`."""
     progress, target = progress or Silent(), Path(target)
+    check_ending(target)
     check_target(target, force=force)
-    _check_parent(target)
     timings = Timings()
     with timings.measure("simulate"):
         path = _guarded(
@@ -128,11 +135,6 @@ class _Steps:
             self._done = 0
         self._listener.advance(done - self._done)
         self._done = done
-
-
-def _check_parent(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise InputError(f"{target.parent}: no such folder; make it first.")
 
 
 def _guarded(target: Path, work: Callable[[], Any], progress: ProgressListener, *, resumable: bool) -> Any:

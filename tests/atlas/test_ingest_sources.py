@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ import zarr
 import hashstream.atlas.ingest._run as run
 from hashstream import datasets
 from hashstream.atlas.ingest import ingest
+from hashstream.atlas.write import is_resumable
 from hashstream.errors import SettingsError
-from tests.atlas.test_ingest import BIG, G, N, counts, equal, read, table, write_mtx, write_text, write_zarr
+from tests.atlas.test_ingest import BIG, G, N, counts, digest, equal, read, table, write_mtx, write_text, write_zarr
 
 # ----------------------------------------------------------------- batches
 
@@ -212,3 +215,42 @@ def test_an_atlas_may_be_made_in_the_folder_of_its_source(tmp_path: Path) -> Non
     before = run._fingerprint([folder], [])
     ingest(folder, folder / "out.zarr", max_memory_bytes=BIG)
     assert run._fingerprint([folder], []) == before
+
+
+# ------------------------------------------------------------- an interrupt
+
+INTERRUPTED = """
+import sys
+import hashstream.atlas.write as write
+import hashstream.atlas.ingest._run as run
+write.AtlasWriter.__init__.__kwdefaults__["checkpoint_elements"] = int(sys.argv[1])
+run._block_bytes = lambda *_: 30_000
+rows = run._rows
+
+def slow(*arguments):
+    for number, chunk in enumerate(rows(*arguments)):
+        if number == 40:
+            raise KeyboardInterrupt
+        yield chunk
+
+run._rows = slow
+from hashstream.cli.main import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interrupt_says_to_resume_only_where_something_is_kept(tmp_path: Path, kept: bool) -> None:
+    source, target = tmp_path / "a.h5ad", tmp_path / "a.zarr"
+    table(counts(9000, 60, seed=5)).write_h5ad(source)
+    code = [sys.executable, "-c", INTERRUPTED, "20000" if kept else str(2**40)]
+    done = subprocess.run([*code, "ingest", source, target], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert ("what is done is kept" in done.stderr) == kept
+    assert done.stderr.endswith("hashstream: interrupted.\n")
+    assert is_resumable(target) == kept
+    assert {p.name for p in tmp_path.iterdir()} == ({"a.h5ad", "a.zarr.partial"} if kept else {"a.h5ad"})
+    report = ingest(source, target, resume=True, max_memory_bytes=BIG)
+    assert (report["resumed_at"] is not None) == kept
+    ingest(source, tmp_path / "whole.zarr", max_memory_bytes=BIG)
+    assert digest(target) == digest(tmp_path / "whole.zarr")

@@ -94,9 +94,24 @@ def test_paths_and_formats(refused: Callable[..., None], small_h5ad: Path, tmp_p
 
 
 def test_a_target_in_a_folder_that_is_not_there(hashstream: Cli, small_h5ad: Path, tmp_path: Path) -> None:
-    result = hashstream("ingest", small_h5ad, tmp_path / "no" / "out.zarr")
-    expect_failure(result, str(tmp_path / "no"), "no such folder")
-    expect_nothing_written(tmp_path)
+    """It is made, as for all other targets."""
+    assert hashstream("ingest", small_h5ad, tmp_path / "new" / "one" / "out.zarr").exit_code == 0
+    assert anndata.read_zarr(tmp_path / "new" / "one" / "out.zarr").n_obs == 600
+    (tmp_path / "file").touch()
+    result = hashstream("ingest", small_h5ad, tmp_path / "file" / "out.zarr")
+    expect_failure(result, str(tmp_path / "file"), "cannot be made")
+
+
+def test_a_target_that_is_called_like_another_format(hashstream: Cli, small_h5ad: Path, tmp_path: Path) -> None:
+    shutil.copy(small_h5ad, tmp_path / "same.h5ad")
+    shape = ("--cells", 100, "--genes", 50, "--types", 2, "--nnz-per-cell", 10)
+    for what in (("ingest", small_h5ad), ("ingest", tmp_path / "same.h5ad"), ("simulate",)):
+        options = shape if what == ("simulate",) else ()
+        for name, more in (("new/out.h5ad", ()), ("same.h5ad", ()), ("same.h5ad", ("--force",))):
+            result = hashstream(*what, tmp_path / name, *options, *more)
+            expect_failure(result, name, "a zarr folder", "hashstream export", code=2)
+    expect_nothing_written(tmp_path, "same.h5ad")
+    assert (tmp_path / "same.h5ad").read_bytes() == small_h5ad.read_bytes()
 
 
 def test_a_loom_without_what_is_expected(refused: Callable[..., None], tmp_path: Path) -> None:
@@ -297,10 +312,10 @@ def test_usage(hashstream: Cli, refused: Callable[..., None], small_h5ad: Path, 
     refused(small_h5ad, words=["--genes"], code=2, options=("--genes", "all"))
     refused(small_h5ad, words=["no amount of memory"], code=2, options=("--max-memory", "much"))
     refused(small_h5ad, words=["allow at least", "MiB"], code=2, options=("--max-memory", "1MiB"))
-    shutil.copy(small_h5ad, tmp_path / "same.h5ad")
-    result = hashstream("ingest", tmp_path / "same.h5ad", tmp_path / "same.h5ad", "--force")
-    expect_failure(result, "same.h5ad is source and target", code=2)
-    assert (tmp_path / "same.h5ad").read_bytes() == small_h5ad.read_bytes()
+    shutil.copy(small_h5ad, tmp_path / "same")
+    result = hashstream("ingest", tmp_path / "same", tmp_path / "same", "--force")
+    expect_failure(result, "same is source and target", code=2)
+    assert (tmp_path / "same").read_bytes() == small_h5ad.read_bytes()
 
 
 # ----------------------------------------------- atlases damaged afterwards

@@ -291,3 +291,47 @@ def test_simulate_gives_the_same_bytes_for_the_same_seed(hashstream: Cli, tmp_pa
     run = Run.open(json.loads(result.stdout)["path"])
     assert run.n_cells == 3000
     assert run.n_buckets > 100
+
+
+def test_help_states_the_bounds_that_hold(hashstream: Cli, tmp_path: Path) -> None:
+    """The least and the most that --help names are taken, and nothing beyond."""
+    words = " ".join(succeed(hashstream("simulate", "--help")).stdout.split())
+    assert "[default: 63561; x>=50]" in words
+    assert words.count("1<=x<=32767") == 2
+    least = ("--cells", 1, "--genes", 50, "--types", 1, "--batches", 1, "--nnz-per-cell", 1)
+    succeed(hashstream("simulate", tmp_path / "least.zarr", *least))
+    assert anndata.read_zarr(tmp_path / "least.zarr").shape == (1, 50)
+    for option, value in (("--genes", 49), ("--types", 32768), ("--batches", 0)):
+        result = hashstream("simulate", tmp_path / "a.zarr", "--cells", 100, option, value)
+        assert result.exit_code == 2
+        assert f"Invalid value for '{option}'" in result.stderr
+    for options, said in (
+        (("--genes", 100, "--nnz-per-cell", 71), "--nnz-per-cell"),
+        (("--genes", 1000, "--batches", 101), "--batches"),
+    ):
+        result = hashstream("simulate", tmp_path / "a.zarr", "--cells", 100, *options)
+        assert result.exit_code == 2
+        assert said in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["least.zarr"]
+
+
+def test_messages_name_the_options(hashstream: Cli, adata: anndata.AnnData, tmp_path: Path) -> None:
+    twice = adata[:, :3].copy()
+    twice.var.index = ["a", "a", "b"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twice.write_h5ad(tmp_path / "twice.h5ad")
+    assert "--make-unique" in hashstream("ingest", tmp_path / "twice.h5ad", tmp_path / "a.zarr").stderr
+    logged = adata.copy()
+    logged.X = logged.X.log1p()
+    logged.write_h5ad(tmp_path / "logged.h5ad")
+    assert "with --layer (raw for raw.X)" in hashstream("ingest", tmp_path / "logged.h5ad", tmp_path / "a.zarr").stderr
+    adata.write_h5ad(tmp_path / "source.h5ad")
+    result = hashstream("ingest", tmp_path / "source.h5ad", tmp_path / "a.h5ad")
+    assert result.exit_code == 2
+    assert "ending of another format; call it a.zarr" in result.stderr
+    result = hashstream("ingest", tmp_path / "source.h5ad", tmp_path / "a.zarr", "--transpose")
+    assert result.exit_code == 2
+    assert "leave --transpose out" in result.stderr
+    text = write_text(adata, tmp_path, "a.csv", genes_first=False)
+    assert "leave --layer out" in hashstream("ingest", text, tmp_path / "a.zarr", "--layer", "counts").stderr
