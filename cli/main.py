@@ -63,7 +63,8 @@ def cli(ctx: click.Context, config: str | None, seed: int, verbose: bool, quiet:
     the defaults.
     """
     del config  # Read before the context was made.
-    ctx.obj = Session(seed=seed, verbose=verbose, quiet=quiet, json=json, argv=sys.argv)
+    session = ctx.ensure_object(Session)
+    session.seed, session.verbose, session.quiet, session.json, session.argv = seed, verbose, quiet, json, sys.argv
 
 
 for module in (commands, encode_commands, annotate_commands, downstream_commands, search_commands):
@@ -88,8 +89,9 @@ def run(args: list[str]) -> int:
     from hashstream.runtime.memory import return_freed_memory
 
     return_freed_memory()
+    session = Session()
     try:
-        result = cli.main(args=args, prog_name="hashstream", standalone_mode=False)
+        result = cli.main(args=args, prog_name="hashstream", standalone_mode=False, obj=session)
     except HashStreamError as error:
         click.echo(f"hashstream: {error}", err=True)
         return error.exit_code
@@ -105,12 +107,12 @@ def run(args: list[str]) -> int:
         click.echo("hashstream: interrupted.", err=True)
         return EXIT_INTERRUPTED
     except OSError as error:
-        if _verbose(args):
+        if session.verbose:
             raise
         click.echo(f"hashstream: {error.strerror or error}: {error.filename or 'input or output'}", err=True)
         return 1
     except Exception as error:
-        if _verbose(args):
+        if session.verbose:
             raise
         click.echo(
             f"hashstream: unexpected {type(error).__name__}: {error}. This is a defect of HashStream: please report "
@@ -132,7 +134,3 @@ def _with_hint(error: click.NoSuchOption) -> click.ClickException:
         f"hashstream {name} ... {verb} ...",
         error.ctx,
     )
-
-
-def _verbose(args: list[str]) -> bool:
-    return "-v" in args or "--verbose" in args

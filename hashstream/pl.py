@@ -83,7 +83,7 @@ def map(
         draw_names(ax, places, np.zeros(len(rows), np.int32), ["cells"])
     elif isinstance(found, tuple):
         codes, names = found
-        draw_names(ax, places, codes[rows], names, grey=(UNKNOWN,))
+        draw_names(ax, places, codes[rows], names, title=str(color), grey=(UNKNOWN,))
     else:
         draw_values(ax, places, found[rows], title=str(color))
     return ax
@@ -138,8 +138,8 @@ def markers(
     absent = [name for name in groups if name not in present]
     if absent or not groups:
         raise InputError(
-            f"the table of markers has no group {', '.join(map(repr, absent))}; it has "
-            f"{', '.join(map(repr, present[:20])) or 'none'}{', ...' if len(present) > 20 else ''}."
+            f"the table of markers has no group {_listed(absent)}; it has "
+            f"{_listed(present[:20]) or 'none'}{', ...' if len(present) > 20 else ''}."
         )
     of_groups = found[found["group"].isin(groups)]
     first = of_groups[of_groups["rank"] < n_genes].sort_values("rank", kind="stable")
@@ -194,6 +194,10 @@ def trajectory(run: Run | str | Path, *, ax: Axes | None = None) -> Axes:
     ax = axes_of(ax, size=(6.5, 1.5 + 0.45 * len(groups)))
     draw_tree(ax, groups, record["tree"], title="median pseudotime")
     return ax
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
 
 
 def _as_it_is_now(run: Run | str | Path) -> Run:
@@ -255,9 +259,7 @@ def _marker_table(table: str | Path | pd.DataFrame, color: str) -> pd.DataFrame:
         found, where = table, "the table"
     absent = [name for name in wanted if name not in found.columns]
     if absent:
-        raise InputError(
-            f"{where}: no column {', '.join(map(repr, absent))}; expected a table of `hashstream.tl.markers`."
-        )
+        raise InputError(f"{where}: no column {_listed(absent)}; expected a table of `hashstream.tl.markers`.")
     return found[wanted].astype({"group": str, "gene": str})
 
 

@@ -1,7 +1,7 @@
 """On a run: the verbs that see tokens, those that look at results, and their settings.
 
 Every function takes a run as a `hashstream.Run` or as its path. A `Run` that was opened before other verbs wrote into
-it will do: what is on the disk now is read.
+it will do: what is on the disk now is read. Where an atlas may have been moved to, one path or several are taken.
 """
 
 from __future__ import annotations
@@ -76,6 +76,9 @@ def _of_a_run(
                 f"{run.path}: the run was replaced by another one, or appended to, after it had been opened; open it "
                 "again with hashstream.Run.open."
             )
+        for name in ("atlas", "reference_atlas"):
+            if isinstance(options.get(name), str | Path):
+                options[name] = [options[name]]
         return stage(now, *args, **options)
 
     return call

@@ -96,6 +96,7 @@ def draw_names(
     codes: NDArray[np.int32],
     names: Sequence[str],
     *,
+    title: str = "",
     grey: Collection[str] = (),
 ) -> None:
     """Points coloured by name, with a legend; the colours are those of a report.
@@ -109,6 +110,8 @@ def draw_names(
         Positions in `names`; -1 for none.
     names
         Largest first, so that small groups are drawn on top. Those after the first 100 are grey, and not in the legend.
+    title
+        What the names are.
     grey
         Names that are no group, such as ``unknown``.
     """
@@ -116,13 +119,14 @@ def draw_names(
     colours = {name: name_colour(number) for number, name in enumerate(shown)}
     size = _dot_size(len(places))
     coloured = np.isin(codes, [i for i, name in enumerate(names) if name in colours])
-    axes.scatter(*places[~coloured].T, s=size, color=GREY, linewidths=0)
+    axes.scatter(places[~coloured, 0], places[~coloured, 1], s=size, color=GREY, linewidths=0)
     for code, name in enumerate(names[:MOST_NAMES]):
         own = places[codes == code]
         if name in colours:
-            axes.scatter(*own.T, s=size, color=colours[name], linewidths=0)
+            axes.scatter(own[:, 0], own[:, 1], s=size, color=colours[name], linewidths=0)
         hidden = " " if name.startswith("_") else ""  # matplotlib leaves such names out of legends
         axes.scatter([], [], s=30, color=colours.get(name, GREY), label=hidden + _plain(name))
+    axes.set_title(_plain(title), fontsize=10)
     columns = -(-min(len(names), MOST_NAMES) // MOST_LISTED)
     axes.legend(
         loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, ncols=columns, handletextpad=0.2
@@ -143,10 +147,10 @@ def draw_values(axes: Axes, places: NDArray[np.int64], values: NDArray[np.floati
     """
     known = np.isfinite(values)
     size = _dot_size(len(places))
-    axes.scatter(*places[~known].T, s=size, color=GREY, linewidths=0)
+    axes.scatter(places[~known, 0], places[~known, 1], s=size, color=GREY, linewidths=0)
     low, high = np.quantile(values[known], (FEW, 1 - FEW)) if known.any() else (0.0, 1.0)
     drawn = axes.scatter(
-        *places[known].T, c=values[known], s=size, cmap=_levels(), vmin=low, vmax=high, linewidths=0
+        places[known, 0], places[known, 1], c=values[known], s=size, cmap=_levels(), vmin=low, vmax=high, linewidths=0
     )  # fmt: skip
     _figure(axes).colorbar(drawn, ax=axes, label=_plain(title), shrink=0.6)
     _as_map(axes)

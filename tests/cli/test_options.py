@@ -393,3 +393,19 @@ def test_partitions_are_multiples_as_the_help_says(hashstream: Cli, small_h5ad: 
         result = hashstream("encode", small_h5ad, "-o", tmp_path / "r", "--partition-rows", rows)
         assert result.exit_code == 2, rows
     assert hashstream("encode", small_h5ad, "-o", tmp_path / "r", "--partition-rows", 65_536).exit_code == 0
+
+
+@pytest.mark.parametrize("way", ["line", "file", "variable"])
+def test_verbose_shows_the_traceback(
+    hashstream: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    def fail(**_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli.commands["inspect"], "callback", fail)
+    assert "report it" in hashstream("inspect", "a").stderr
+    (tmp_path / "c.yaml").write_text("verbose: true\n")
+    if way == "variable":
+        monkeypatch.setenv("HASHSTREAM_VERBOSE", "1")
+    before = {"line": ["-v"], "file": ["--config", tmp_path / "c.yaml"], "variable": []}[way]
+    assert isinstance(hashstream(*before, "inspect", "a").exception, ZeroDivisionError)
