@@ -57,6 +57,7 @@ def open_roots(paths: Paths) -> list[Root]:
     if not listed:
         raise InputError("no atlas given; name at least one AnnData store (.zarr or .h5ad).")
     places = [locate(path) for path in listed]
+    check_different(places)
     transfers = _transfers() if any(isinstance(place, str) for place in places) else None
     opened = [_open_root(place, transfers) for place in places]
     for path, _, root, _ in opened:
@@ -65,6 +66,17 @@ def open_roots(paths: Paths) -> list[Root]:
                 if name not in root:
                     raise InputError(f"{path}: not an AnnData store: it has no {name!r}.")
     return opened
+
+
+def check_different(places: Sequence[Path | str]) -> None:
+    """Raise InputError if two of some places, paths or URLs from `hashstream.locations.locate`, are the same."""
+    seen: dict[Path | str, Path | str] = {}
+    for place in places:
+        resolved = place.resolve() if isinstance(place, Path) else place
+        if resolved in seen:
+            other = "" if seen[resolved] == place else f", once as {seen[resolved]}"
+            raise InputError(f"{place}: given twice{other}, so that its cells would count twice; name each store once.")
+        seen[resolved] = place
 
 
 def _open_root(path: Path | str, transfers: Transfers | None) -> Root:

@@ -163,8 +163,8 @@ def open_atlas(paths: Paths, *, layer: str | Sequence[str | None] | None = None)
     Raises
     ------
     InputError
-        If a path is missing, is no AnnData store, is empty, holds no raw counts, or repeats gene names; if a URL cannot
-        be read.
+        If a path is missing or given twice, is no AnnData store, is empty, holds no raw counts, or repeats gene names;
+        if a URL cannot be read.
     MissingDependencyError
         If a URL is given, and what reads it is not installed.
     """

@@ -16,7 +16,7 @@ import hashstream.atlas.ingest._run as run
 from hashstream import datasets
 from hashstream.atlas.ingest import ingest
 from hashstream.atlas.write import is_resumable
-from hashstream.errors import SettingsError
+from hashstream.errors import InputError, SettingsError
 from tests.atlas.test_ingest import BIG, G, N, counts, digest, equal, read, table, write_mtx, write_text, write_zarr
 
 # ----------------------------------------------------------------- batches
@@ -68,6 +68,14 @@ def test_no_further_column_where_it_is_not_needed(tmp_path: Path) -> None:
         assert "source" not in read(tmp_path / f"{name}.zarr").obs
 
 
+def test_a_source_that_is_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_batches(tmp_path, "one", None, 0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"one.h5ad: given twice, once as {path}, so that its cells would count"):
+        ingest([path, "one.h5ad"], tmp_path / "out.zarr", max_memory_bytes=BIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["one.h5ad"]
+
+
 # ------------------------------------------------------------------- genes
 
 
@@ -89,7 +97,8 @@ def test_genes_that_are_left_out_are_told(tmp_path: Path) -> None:
     assert note == (f"20 genes are in all sources and kept, of 25 in {one} and 40 in {two}; --genes union keeps all")
     report = ingest([one, two], tmp_path / "b.zarr", genes="union", max_memory_bytes=BIG)
     assert not any("genes" in note for note in report["notes"])
-    report = ingest([one, one], tmp_path / "c.zarr", max_memory_bytes=BIG)
+    again = write_genes(tmp_path / "again.h5ad", [f"g{j}" for j in range(25)], 3)
+    report = ingest([one, again], tmp_path / "c.zarr", max_memory_bytes=BIG)
     assert not any("genes" in note for note in report["notes"])
 
 

@@ -16,6 +16,8 @@ from hashstream.atlas import Atlas, open_atlas, plan_ranges, stream_chunks
 from hashstream.atlas.stream import CHUNK_THREADS
 from hashstream.errors import InputError
 from hashstream.runtime.pipeline import PIPELINE_VARIABLE, use_fastest_pipeline
+from hashstream.stages.encode import encode
+from hashstream.stages.fit import fit
 from tests.stages.thin_atlas import write_thin_atlas
 
 
@@ -156,6 +158,25 @@ def test_several_stores_follow_each_other(small_adata: anndata.AnnData, tmp_path
     assert [r.stop for r in ranges if r.store == 0][-1] == 100
     with pytest.raises(InputError, match="no column 'nothing'"):
         atlas.obs_column("nothing")
+
+
+def test_a_store_that_is_given_twice_is_refused(
+    small_h5ad: Path, small_adata: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is called: its cells would count twice."""
+    small_adata.write_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "link.h5ad").symlink_to(tmp_path / "a.h5ad")
+    monkeypatch.chdir(tmp_path)
+    for again in (tmp_path / "a.h5ad", "a.h5ad", "link.h5ad", str(tmp_path / "b" / ".." / "a.h5ad")):
+        with pytest.raises(InputError, match=r"(a|link)\.h5ad: given twice.*name each store once"):
+            open_atlas([tmp_path / "a.h5ad", small_h5ad, again])
+    with pytest.raises(InputError, match=r"s3://cells/a\.zarr: given twice, so that"):
+        open_atlas(["s3://cells/a.zarr", "s3://cells/a.zarr/"])
+    with pytest.raises(InputError, match="given twice"):
+        fit([small_h5ad, small_h5ad], tmp_path / "hasher")
+    with pytest.raises(InputError, match="given twice"):
+        encode([small_h5ad, small_h5ad], tmp_path / "run")
+    assert open_atlas([tmp_path / "a.h5ad", small_h5ad]).n_cells == 1200
 
 
 def test_a_layer_can_be_named(small_adata: anndata.AnnData, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import psutil
 from numpy.typing import NDArray
 
 from hashstream.atlas._checks import check_ending
+from hashstream.atlas._roots import check_different
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.ingest._csv import CsvMatrix
 from hashstream.atlas.ingest._detect import opened
@@ -85,7 +86,7 @@ def ingest(
     Raises
     ------
     InputError
-        A source is missing, damaged or of no known format, or does not hold counts.
+        A source is missing, damaged, of no known format or given twice, or does not hold counts.
     SettingsError, TargetExistsError, BudgetError
         The settings contradict each other, the target exists, or the memory does not suffice.
     """
@@ -98,6 +99,7 @@ def ingest(
     for path in paths:
         if path.resolve() == Path(target).resolve():
             raise SettingsError(f"{path} is source and target; choose another target")
+    check_different(paths)
     check_ending(Path(target))
     mark = _fingerprint(paths, [layer, genes, batch_key, transpose, make_unique])
     with ExitStack() as stack:
