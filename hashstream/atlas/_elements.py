@@ -14,13 +14,31 @@ from numpy.typing import NDArray
 
 
 def read_element(node: Any) -> Any:
-    """An element of a zarr or HDF5 store: what ``anndata.io.read_elem`` gives for it."""
+    """An element of a zarr or HDF5 store: what ``anndata.io.read_elem`` gives for it.
+
+    A column of a table by AnnData 0.7 is what that gives for it in the table: with its categories, which lie elsewhere.
+    """
     found = _read_plain(node)
     if found is not None:
         return found
     from anndata.io import read_elem
 
+    if "categories" in node.attrs and hasattr(node, "shape"):
+        import pandas as pd
+
+        categories = _parent(node)[attribute(node, "categories")]  # a reference, or a path in the table
+        ordered = bool(attribute(categories, "ordered"))
+        return pd.Categorical.from_codes(read_elem(node), read_elem(categories), ordered=ordered)
     return read_elem(node)
+
+
+def _parent(node: Any) -> Any:
+    """The group that holds an array."""
+    if hasattr(node, "parent"):
+        return node.parent
+    import zarr
+
+    return zarr.open_group(node.store, path=node.path.rpartition("/")[0], mode="r")
 
 
 def _read_plain(node: Any) -> Any:

@@ -100,6 +100,7 @@ def _open_root(path: Path | str, transfers: Transfers | None) -> Root:
     import h5py
 
     from hashstream.atlas._hdf5_links import check_self_contained
+    from hashstream.atlas._legacy import as_of_today
 
     try:
         root = h5py.File(path, "r")
@@ -107,6 +108,7 @@ def _open_root(path: Path | str, transfers: Transfers | None) -> Root:
         raise InputError(f"{path}: cannot be opened as HDF5 ({error}). The file is truncated or damaged.") from error
     with opening(path):
         check_self_contained(path, root)
+        root = as_of_today(root)
     return Root(path, "h5ad", root, lambda node: isinstance(node, h5py.Group))
 
 

@@ -6,12 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import anndata
 import h5py
 import pandas as pd
 import zarr
 
 from hashstream.atlas._checks import check_column_names
+from hashstream.atlas._elements import read_element
 from hashstream.atlas.ingest._arrays import CscMatrix, CsrMatrix, DenseMatrix
 from hashstream.atlas.ingest._rows import FAULTS, first_fault
 from hashstream.atlas.ingest._source import Matrix, Source, not_counts, reading
@@ -85,7 +85,7 @@ def _table(path: Path, root: Any, name: str, n_rows: int) -> pd.DataFrame:
         names = dict(root[name].attrs).get("_index")
         if isinstance(names, str) and names in root[name]:
             check_chunks(f"{path}: {name}/{names}", root[name][names])
-        table = anndata.io.read_elem(root[name])
+        table = read_element(root[name])
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"{path}: {name} is not a table; expected one row a {'cell' if name == 'obs' else 'gene'}")
     check_column_names(f"{path}: {name}", table.columns)

@@ -10,6 +10,7 @@ import h5py
 import zarr
 
 from hashstream.atlas._hdf5_links import check_self_contained
+from hashstream.atlas._legacy import as_of_today
 from hashstream.atlas.ingest._anndata import open_anndata
 from hashstream.atlas.ingest._csv import ENDINGS, open_csv
 from hashstream.atlas.ingest._loom import open_loom
@@ -64,7 +65,7 @@ def _open_hdf5(path: Path, root: h5py.File, layer: str | None) -> Source:
         return open_tenx_h5(path, root, layer)
     if "X" in root or "obs" in root:
         with reading(str(path)):
-            return open_anndata(path, root, "h5ad", layer)
+            return open_anndata(path, as_of_today(root), "h5ad", layer)
     raise InputError(
         f"{path}: an HDF5 file with {', '.join(sorted(root)) or 'nothing in it'}; expected X and obs (h5ad), matrix "
         "and col_attrs (loom) or matrix/barcodes (10x)"
