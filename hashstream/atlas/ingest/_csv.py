@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,9 +29,10 @@ from hashstream.errors import InputError
 
 ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 LOOKED_AT = 1000
-MANY_SYMBOLS = 0.3  # share of the names of one axis, and three times that of the other
+LEAST_SYMBOLS, MANY_SYMBOLS = 5, 0.3  # names of one axis, and their share, which is three times that of the other
 
 _BARCODE = re.compile(r"[ACGTN]{8,}")
+_WELL = re.compile(r"[A-Za-z]\d+")  # or a cell that is numbered; some symbols look so, too
 _GENE = re.compile(r"^(ENS[A-Z]*G\d{6,}|MT-|mt-)")
 
 
@@ -66,24 +68,25 @@ def _orientation(rows: list[str], columns: list[str]) -> tuple[bool, str]:
     gene_rows, gene_columns = share["gene"]
     if (gene_rows > 0) != (gene_columns > 0):
         return gene_rows > 0, f"the {'rows' if gene_rows > 0 else 'columns'} are named like genes"
-    symbols = _symbol_shares(rows, columns)
+    symbols = [_symbol_share(names) for names in (rows, columns)]
     if max(symbols) > MANY_SYMBOLS and max(symbols) > 3 * min(symbols):
         genes_first = symbols[0] > symbols[1]
         return genes_first, f"the {'rows' if genes_first else 'columns'} are named like genes"
     return False, "the names do not tell; if rows are genes, run it again with --transpose"
 
 
-def _symbol_shares(*axes: list[str]) -> list[float]:
-    """Share of some names of each axis that are symbols of human genes, case aside: those of the packaged data."""
+def _symbol_share(names: list[str]) -> float:
+    """Share of names that are symbols of human genes, case aside, as the packaged data has them; 0 of a few."""
+    some = names[:: max(1, len(names) // LOOKED_AT)]  # from all over: the first genes of a file may be of one kind
+    n_known = sum(name.upper() in _human_symbols() and not _WELL.fullmatch(name) for name in some)
+    return n_known / len(some) if n_known >= LEAST_SYMBOLS else 0.0
+
+
+@cache
+def _human_symbols() -> frozenset[str]:
+    """Upper-case symbols of 32,738 genes."""
     symbols = np.asarray(zarr.open_array(pbmc3k() / "var" / "_index", mode="r")[:])
-    known = {str(name).upper() for name in symbols}
-    some = [_spread(names) for names in axes]
-    return [sum(name.upper() in known for name in names) / max(1, len(names)) for names in some]
-
-
-def _spread(names: list[str]) -> list[str]:
-    """At most about `LOOKED_AT` names, from all over: the first genes of a file may be of one kind."""
-    return names[:: max(1, len(names) // LOOKED_AT)]
+    return frozenset(str(name).upper() for name in symbols)
 
 
 def _share(pattern: re.Pattern[str], names: list[str]) -> float:
