@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hashstream.calibration import temperature
 from hashstream.kernels import unpack_bits
 from hashstream.kernels.anchors import AnchorScores, AnchorTables, anchor_scores
 
 _MOST_INT16 = 32_000
-_LOG_RANGE = 5.0
+_LOG_RANGE = (-5.0, 0.0)
 #: Of the logistic regression: weight of the penalty on half the squares against the log-loss of all cells, most steps,
 #: and the relative gain at which it ends.
 _RIDGE, _STEPS, _GAIN = 30.0, 100, 1e-5
@@ -60,7 +61,7 @@ class BitProfiles:
         weight = np.log(share / (1 - share)) / 2
         offset = np.log(share * (1 - share)).sum(axis=1) / 2 + np.log(sizes)
         signs = 2.0 * unpack_bits(codes, n_bits) - 1.0
-        factor = _temperature(signs @ weight.T + offset, labels)
+        factor = temperature(signs @ weight.T + offset, labels, log_range=_LOG_RANGE)
         return cls(_tables(factor * weight, factor * offset, codes.shape[1]))
 
     @classmethod
@@ -139,16 +140,3 @@ def _logistic_regression(
     start = np.zeros((n_bits + 1) * n_clusters)
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS, "ftol": _GAIN})
     return found.x[: n_bits * n_clusters].reshape(n_bits, n_clusters).T, found.x[-n_clusters:]
-
-
-def _temperature(odds: NDArray[np.float64], labels: NDArray[np.int32]) -> float:
-    """What the log-odds must be multiplied by for the least log-loss."""
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
-
-    rows = np.arange(len(labels))
-
-    def loss(log_factor: float) -> float:
-        return -float(log_softmax(odds * np.exp(log_factor), axis=1)[rows, labels].mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-_LOG_RANGE, 0.0), method="bounded").x))

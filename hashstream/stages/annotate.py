@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.annotate import Vote, vote_labels
+from hashstream.annotate.discriminant import TypeDiscriminant
 from hashstream.annotate.hierarchy import hierarchical_labels, parents_from_counts, read_hierarchy
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.arrow import category_array
 from hashstream.runtime.provenance import available_threads
 from hashstream.runtime.run import Run
 from hashstream.runtime.schema import LABEL_LEVEL
-from hashstream.stages.annotate_cells import CELL_COLUMNS, labels_by_code
-from hashstream.stages.labels import Labelled, Novelty, write_labels
+from hashstream.stages.annotate_cells import CELL_COLUMNS, labels_by_landmarks, labels_by_votes, reference_discriminant
+from hashstream.stages.labels import LabelCells, Labelled, Novelty, write_labels
 from hashstream.stages.truth import bucket_counts, run_labels
 
-BUCKET_COLUMNS = ("label_confidence", "label_distance", "label_best")
+VOTE_COLUMNS = ("label_confidence", "label_distance", "label_best")
+METHODS = ("discriminant", "vote")
 ASSIGNMENTS = ("auto", "bucket", "cell")
 #: Cells a bucket above which their own codes say more.
 COARSE = 16
@@ -39,11 +42,12 @@ def annotate(
     parents_key: str | None = None,
     assign: str = "auto",
     novel_rate: float = 0.02,
+    method: str = "discriminant",
 ) -> dict[str, Any]:
     """Label a run by a labelled reference run, and write ``label`` and its confidence for every cell.
 
-    The nearest reference buckets vote for a bucket's label; in a large atlas each cell then gets the label that its own
-    whole code fits best.
+    A linear discriminant of the reference's types labels the buckets, or their nearest reference buckets vote. In a
+    large atlas each cell then gets the label that its own whole code fits best.
 
     Parameters
     ----------
@@ -51,8 +55,10 @@ def annotate(
         Run of a labelled atlas, encoded with the same Hasher.
     labels
         Column of the reference's obs; cells without a label, or of the label 'unknown', do not vote.
-    n_neighbours, unknown_threshold
+    n_neighbours
         See `hashstream.annotate.vote_labels`.
+    unknown_threshold
+        Cells whose label has less than this probability, or share of the votes, are 'unknown'; 0 labels every cell.
     reference_atlas
         Where the reference's atlas is now, if not where it was encoded.
     hierarchy, parents_key
@@ -66,6 +72,8 @@ def annotate(
     novel_rate
         Cells that look like no type of the reference are 'unknown', too (`hashstream.annotate.novelty`): those that do
         so as little as this share of the reference's own cells, batches aside. 0, or an `unknown_threshold` of 0: none.
+    method
+        ``discriminant`` (`hashstream.annotate.discriminant`) or ``vote`` (`hashstream.annotate.vote_labels`).
 
     Raises
     ------
@@ -76,6 +84,8 @@ def annotate(
     """
     if assign not in ASSIGNMENTS:
         raise SettingsError(f"--assign is {assign!r}; expected one of {', '.join(ASSIGNMENTS)}.")
+    if method not in METHODS:
+        raise SettingsError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
     if not 0 <= novel_rate < 1:
         raise SettingsError(f"novel_rate is {novel_rate}; expected a share from 0, below 1.")
     if hierarchy is not None and parents_key is not None:
@@ -93,71 +103,156 @@ def annotate(
     if assign == "cell" and with_parents:
         raise SettingsError("--assign cell knows no hierarchies; leave out --hierarchy and --parents, or --assign.")
     codes, names = run_labels(reference, labels, atlas=reference_atlas)
-    counts = bucket_counts(reference, codes, len(names))
     parents: dict[str, str] | None = None
     if hierarchy is not None:
         parents = read_hierarchy(hierarchy)
     elif parents_key is not None:
         above, above_names = run_labels(reference, parents_key, atlas=reference_atlas)
         parents = parents_from_counts(_pairs(codes, above, len(names), len(above_names)), names, above_names)
-    vote = vote_labels(
-        run.tokens(halves=False),
-        reference.tokens(halves=False),
-        counts,
-        n_neighbours=n_neighbours,
-        unknown_threshold=unknown_threshold,
-        keep_shares=parents is not None,
-        n_threads=available_threads(),
-    )
     novelty = None
     if unknown_threshold > 0 and novel_rate > 0:
         novelty = Novelty.between(reference, codes, len(names), run, novel_rate=novel_rate)
     by_cell = assign == "cell" or (assign == "auto" and run.n_cells > COARSE * run.n_buckets and not with_parents)
-    by_cell &= bool((vote.labels >= 0).any())
     record = {
         "reference": str(reference.path),
         "labels": labels,
         "n_labels": len(names),
         "unlabelled_reference_cells": int(np.count_nonzero(codes < 0)),
-        "n_neighbours": n_neighbours,
+        "method": method,
+        "n_neighbours": n_neighbours if method == "vote" else None,
         "unknown_threshold": unknown_threshold,
         "novel_rate": novel_rate,
         "hierarchy": parents_key if hierarchy is None else str(hierarchy),
-        "assigned_by": "cell" if by_cell else "bucket",
     }
-    columns: tuple[str, ...]
-    if by_cell:
-        columns = CELL_COLUMNS
-        own_names, label = labels_by_code(run, vote.labels, names, unknown_threshold=unknown_threshold)
+    columns: tuple[str, ...] = CELL_COLUMNS
+    if method == "vote":
+        vote = _vote(
+            run, reference, codes, len(names), n_neighbours, unknown_threshold, keep_shares=parents is not None
+        )
+        by_cell &= bool((vote.labels >= 0).any())
+        if by_cell:
+            own_names, label = labels_by_votes(run, vote.labels, names, unknown_threshold=unknown_threshold)
+        else:
+            columns = VOTE_COLUMNS
+            own_names, label = _labels_by_vote(vote, names, parents, unknown_threshold)
     else:
-        columns = BUCKET_COLUMNS if parents is None else (*BUCKET_COLUMNS, LABEL_LEVEL.name)
-        own_names, label = _labels_by_vote(vote, names, parents, unknown_threshold)
+        discriminant = reference_discriminant(reference, codes, len(names))
+        if by_cell:
+            own_names, label = labels_by_landmarks(run, discriminant, names, unknown_threshold=unknown_threshold)
+        else:
+            own_names, label = _labels_by_discriminant(run, discriminant, names, parents, unknown_threshold)
+    if parents is not None:
+        columns = (*columns, LABEL_LEVEL.name)
+    record["assigned_by"] = "cell" if by_cell else "bucket"
     return write_labels(run, own_names, label, columns, novelty, record=record, begin=begin)
+
+
+def _vote(
+    run: Run,
+    reference: Run,
+    codes: NDArray[np.int32],
+    n_labels: int,
+    n_neighbours: int,
+    unknown_threshold: float,
+    *,
+    keep_shares: bool,
+) -> Vote:
+    return vote_labels(
+        run.tokens(halves=False),
+        reference.tokens(halves=False),
+        bucket_counts(reference, codes, n_labels),
+        n_neighbours=n_neighbours,
+        unknown_threshold=unknown_threshold,
+        keep_shares=keep_shares,
+        n_threads=available_threads(),
+    )
 
 
 def _labels_by_vote(
     vote: Vote, names: list[str], parents: dict[str, str] | None, unknown_threshold: float
-) -> tuple[list[str], Callable[[NDArray[np.uint64], NDArray[np.int32]], Labelled]]:
+) -> tuple[list[str], LabelCells]:
     """What gives cells the label of their bucket, or of an ancestor that has the votes, for `write_labels`."""
-    all_names, found, confidence, levels = names, vote.labels, vote.confidence, None
-    if parents is not None and vote.shares is not None:
-        raised = hierarchical_labels(vote.shares, names, parents, threshold=unknown_threshold)
-        all_names, found, confidence, levels = [*raised.names], raised.labels, raised.confidence, raised.levels
-    index = np.where(found < 0, len(all_names), found)
-    confidence, distance = confidence.astype(np.float32), vote.distance.astype(np.float32)
+    own = _Raised.of(vote.labels, vote.confidence, names, vote.shares, parents, unknown_threshold)
+    distance = vote.distance.astype(np.float32)
+
+    def label(codes: NDArray[np.uint64], buckets: NDArray[np.int32]) -> Labelled:
+        del codes
+        columns = {"label_distance": distance[buckets], "label_best": category_array(names, vote.best[buckets])}
+        return own.labelled(buckets, columns)
+
+    return own.names, label
+
+
+def _labels_by_discriminant(
+    run: Run,
+    discriminant: TypeDiscriminant,
+    names: list[str],
+    parents: dict[str, str] | None,
+    unknown_threshold: float,
+) -> tuple[list[str], LabelCells]:
+    """What gives cells the label that their bucket's mean embedding is likeliest of, for `write_labels`."""
+    shares = discriminant.probabilities(run.tokens(halves=False).means)
+    top = np.argsort(-shares, axis=1, kind="stable")[:, :2]
+    confidence = np.take_along_axis(shares, top, axis=1)
+    if top.shape[1] == 1:  # one label
+        top = np.column_stack([top, np.ones_like(top)])
+        confidence = np.column_stack([confidence, np.zeros_like(confidence)])
+    best = np.where(confidence[:, 0] < unknown_threshold, -1, top[:, 0]).astype(np.int32)
+    own = _Raised.of(best, confidence[:, 0], names, shares, parents, unknown_threshold)
+    margin, ranked = confidence[:, 0] - confidence[:, 1], [*names, ""]
 
     def label(codes: NDArray[np.uint64], buckets: NDArray[np.int32]) -> Labelled:
         del codes
         columns = {
-            "label_confidence": confidence[buckets],
-            "label_distance": distance[buckets],
-            "label_best": category_array(names, vote.best[buckets]),
+            "label_margin": margin[buckets],
+            "label_best": category_array(ranked, top[buckets, 0]),
+            "label_second": category_array(ranked, top[buckets, 1]),
+            "label_second_probability": confidence[buckets, 1],
         }
-        if levels is not None:
-            columns[LABEL_LEVEL.name] = levels[buckets]
-        return Labelled(index[buckets], columns)
+        return own.labelled(buckets, columns)
 
-    return all_names, label
+    return own.names, label
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """Labels of buckets, some of them of ancestors.
+
+    Attributes
+    ----------
+    names : list of str
+    index : (n_buckets,) integer
+        Place of each bucket's label among the names; their number for none.
+    confidence : (n_buckets,) float32
+    levels : (n_buckets,) int32 or None
+    """
+
+    names: list[str]
+    index: NDArray[np.integer]
+    confidence: NDArray[np.float32]
+    levels: NDArray[np.int32] | None
+
+    @classmethod
+    def of(
+        cls,
+        labels: NDArray[np.int32],
+        confidence: NDArray[np.floating],
+        names: list[str],
+        shares: NDArray[np.float32] | None,
+        parents: dict[str, str] | None,
+        threshold: float,
+    ) -> _Raised:
+        levels = None
+        if parents is not None and shares is not None:
+            raised = hierarchical_labels(shares, names, parents, threshold=threshold)
+            names, labels, confidence, levels = [*raised.names], raised.labels, raised.confidence, raised.levels
+        return cls(names, np.where(labels < 0, len(names), labels), confidence.astype(np.float32), levels)
+
+    def labelled(self, buckets: NDArray[np.int32], columns: dict[str, Any]) -> Labelled:
+        columns["label_confidence"] = self.confidence[buckets]
+        if self.levels is not None:
+            columns[LABEL_LEVEL.name] = self.levels[buckets]
+        return Labelled(self.index[buckets], columns)
 
 
 def _pairs(codes: NDArray[np.int32], above: NDArray[np.int32], n_names: int, n_above: int) -> NDArray[np.int64]:

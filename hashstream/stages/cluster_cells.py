@@ -98,8 +98,7 @@ class CellClusters:
         n = int(labels.max()) + 1
         if n == 1:
             return None, chosen_by, len(rows)
-        edges = range(0, run.n_cells, CODE_CHUNK_ROWS)
-        codes = np.concatenate([_picked(run, rows, start, start + CODE_CHUNK_ROWS) for start in edges])
+        codes = codes_of_rows(run, rows)
         importing.join()
         profiles = BitProfiles.learned(codes, labels, run.n_bits)
         return cls._counted(run, profiles, n, None, n_threads), chosen_by, len(rows)
@@ -167,8 +166,11 @@ def _blocks(run: Run) -> Iterator[tuple[slice, NDArray[np.int32]]]:
         start += len(buckets)
 
 
-def _picked(run: Run, rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint64]:
-    """Codes of those of some rows (ascending) that lie between two."""
-    first, last = np.searchsorted(rows, [start, stop])
-    codes = run.codes(start, min(stop, run.n_cells))
-    return codes[rows[first:last] - start]
+def codes_of_rows(run: Run, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Codes (n, n_words) uint64 of some rows (ascending), from one pass over those of all."""
+    found = [np.empty((0, run.n_words), np.uint64)]
+    for start in range(0, run.n_cells, CODE_CHUNK_ROWS):
+        first, last = np.searchsorted(rows, [start, start + CODE_CHUNK_ROWS])
+        if first < last:
+            found.append(run.codes(start, min(start + CODE_CHUNK_ROWS, run.n_cells))[rows[first:last] - start])
+    return np.concatenate(found)

@@ -91,10 +91,14 @@ class Labelled(NamedTuple):
     columns: dict[str, Any]
 
 
+#: Gives the labels of some cells from their codes and their buckets.
+LabelCells = Callable[[NDArray[np.uint64], NDArray[np.int32]], Labelled]
+
+
 def write_labels(
     run: Run,
     names: Sequence[str],
-    label: Callable[[NDArray[np.uint64], NDArray[np.int32]], Labelled],
+    label: LabelCells,
     columns: Sequence[str],
     novelty: Novelty | None,
     *,

@@ -215,6 +215,7 @@ def test_a_parent_has_the_votes_of_its_children(made: Path, tmp_path: Path) -> N
         "n_neighbours": 150,
         "unknown_threshold": 0.9,
         "novel_rate": 0,
+        "method": "vote",
     }
     plain = annotate(made / "run", **options)
     found = annotate(made / "run", **options, parents_key="coarse")

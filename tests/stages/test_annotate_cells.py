@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
 
+from hashstream.annotate.discriminant import TypeDiscriminant
+from hashstream.buckets import Landmarks
 from hashstream.errors import SettingsError
 from hashstream.runtime.run import Run
 from hashstream.stages.annotate import annotate
-from hashstream.stages.annotate_cells import CELL_COLUMNS
+from hashstream.stages.annotate_cells import CELL_COLUMNS, reference_discriminant
 from hashstream.stages.encode import encode
 from hashstream.stages.encode_plan import EncodeSettings
 
@@ -32,12 +35,23 @@ def column(run: Path, name: str) -> np.ndarray:
     )
 
 
-def test_cells_are_labelled_better_than_their_buckets(coarse: tuple[Path, Path, np.ndarray]) -> None:
+def be_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the discriminant be in doubt, which it is not about the types of these cells."""
+
+    def unsure(reference: Run, labels: np.ndarray, n_labels: int) -> TypeDiscriminant:
+        return replace(reference_discriminant(reference, labels, n_labels), scale=0.02)
+
+    monkeypatch.setattr("hashstream.stages.annotate.reference_discriminant", unsure)
+
+
+@pytest.mark.parametrize("method", ["discriminant", "vote"])
+def test_cells_are_labelled_better_than_their_buckets(coarse: tuple[Path, Path, np.ndarray], method: str) -> None:
     run, reference, truth = coarse
-    record = annotate(run, reference=reference, labels="cell_type", assign="bucket", unknown_threshold=0.0)
+    options = {"reference": reference, "labels": "cell_type", "unknown_threshold": 0.0, "method": method}
+    record = annotate(run, **options, assign="bucket")
     assert record["assigned_by"] == "bucket"
     by_bucket = (column(run, "label") == truth).mean()
-    record = annotate(run, reference=reference, labels="cell_type", unknown_threshold=0.0)
+    record = annotate(run, **options)
     assert record["assigned_by"] == "cell"  # there are more than 16 cells a bucket
     found, confidence = column(run, "label"), column(run, "label_confidence")
     assert 1 - (found == truth).mean() < 0.5 * (1 - by_bucket)
@@ -52,11 +66,19 @@ def test_cells_are_labelled_better_than_their_buckets(coarse: tuple[Path, Path, 
     assert (confidence >= runner_up).all()
 
 
-def test_unsure_cells_are_unknown(coarse: tuple[Path, Path, np.ndarray]) -> None:
+@pytest.mark.parametrize("method", ["discriminant", "vote"])
+@pytest.mark.parametrize("assign", ["bucket", "cell"])
+def test_unsure_cells_are_unknown(
+    coarse: tuple[Path, Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, assign: str, method: str
+) -> None:
     run, reference, _ = coarse
-    annotate(run, reference=reference, labels="cell_type", assign="cell", unknown_threshold=0.9, novel_rate=0)
+    be_unsure(monkeypatch)
+    options = {"reference": reference, "labels": "cell_type", "assign": assign, "method": method}
+    annotate(run, **options, unknown_threshold=0)
+    threshold = float(np.quantile(column(run, "label_confidence"), 0.4))
+    annotate(run, **options, unknown_threshold=threshold, novel_rate=0)
     found, confidence = column(run, "label"), column(run, "label_confidence")
-    assert np.array_equal(found == "unknown", confidence < np.float32(0.9))
+    assert np.array_equal(found == "unknown", confidence < np.float32(threshold))
     assert np.array_equal(found == "unknown", column(run, "label_rejection") == "ambiguous")
     assert (found == "unknown").any()
     assert (found != "unknown").any()
@@ -68,15 +90,22 @@ def test_one_label(small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_
     adata.obs["kind"] = "cell"
     adata.write_h5ad(tmp_path / "one.h5ad")
     encode(tmp_path / "one.h5ad", tmp_path / "one", hasher=tmp_path / "reference" / "hasher")
-    record = annotate(run, reference=tmp_path / "one", labels="kind", assign="cell", novel_rate=0)
-    assert record["cells"] == {"cell": len(truth)}
-    assert set(column(run, "label_second")) == {""}
+    for assign in ("cell", "bucket"):
+        for method in ("discriminant", "vote"):
+            options = {"assign": assign, "method": method, "novel_rate": 0}
+            record = annotate(run, reference=tmp_path / "one", labels="kind", **options)
+            assert record["cells"] == {"cell": len(truth)}
+            if (assign, method) != ("bucket", "vote"):
+                assert set(column(run, "label_second")) == {""}
+            assert (column(run, "label_confidence") == 1).all()
 
 
 def test_what_does_not_go_together(coarse: tuple[Path, Path, np.ndarray]) -> None:
     run, reference, _ = coarse
     with pytest.raises(SettingsError, match="--assign is 'row'"):
         annotate(run, reference=reference, labels="cell_type", assign="row")
+    with pytest.raises(SettingsError, match="method is 'guess'"):
+        annotate(run, reference=reference, labels="cell_type", method="guess")
     with pytest.raises(SettingsError, match="knows no hierarchies"):
         annotate(run, reference=reference, labels="cell_type", assign="cell", parents_key="cell_type")
     record = annotate(run, reference=reference, labels="cell_type", parents_key="cell_type")
@@ -128,3 +157,42 @@ def test_no_rate_of_one(coarse: tuple[Path, Path, np.ndarray]) -> None:
     run, reference, _ = coarse
     with pytest.raises(SettingsError, match=r"novel_rate is 1\.0"):
         annotate(run, reference=reference, labels="cell_type", novel_rate=1.0)
+
+
+def test_a_parent_is_as_likely_as_its_children_together(
+    small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, reference, truth = coarse
+    be_unsure(monkeypatch)
+    adata = anndata.read_h5ad(small_h5ad)
+    adata.obs["coarse"] = np.where(np.isin(truth, ["type 0", "type 1"]), "first", "second")
+    adata.write_h5ad(tmp_path / "parents.h5ad")
+    options = {"reference": reference, "labels": "cell_type", "reference_atlas": [tmp_path / "parents.h5ad"]}
+    annotate(run, **options, assign="bucket", unknown_threshold=0)
+    threshold = float(np.quantile(column(run, "label_confidence"), 0.6))
+    plain = annotate(run, **options, assign="bucket", unknown_threshold=threshold, novel_rate=0)
+    found = annotate(run, **options, parents_key="coarse", unknown_threshold=threshold, novel_rate=0)
+    assert found["cells"].get("unknown", 0) < plain["cells"]["unknown"]
+    labels, levels = column(run, "label"), column(run, "label_level")
+    raised = np.isin(labels, ["first", "second"])
+    assert raised.any()
+    assert np.array_equal(levels == 1, raised)
+    assert (column(run, "label_confidence")[raised] >= np.float32(threshold)).all()
+    best = column(run, "label_best")[raised]
+    assert (np.where(np.isin(best, ["type 0", "type 1"]), "first", "second") == labels[raised]).all()
+
+
+def test_a_type_with_few_landmarks_is_found(
+    small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a large reference, of which landmarks are a small part: buckets speak for the type."""
+    _, reference, truth = coarse
+    run = encode(small_h5ad, tmp_path / "fine", hasher=reference / "hasher")
+    rows, embedding = Run.open(reference).landmarks()
+    kept = np.isin(rows, np.flatnonzero(truth != "type 3")) & (rows % 2 == 0)
+    few = Landmarks(rows[kept], embedding[kept])
+    assert run is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "landmarks", lambda self: few)
+        annotate(run, reference=reference, labels="cell_type", novel_rate=0)
+    assert (column(run.path, "label_best") == truth).mean() > 0.97

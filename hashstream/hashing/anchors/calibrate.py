@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from hashstream.annotate.anchors import OTHERS, Anchors, typical_fit_to_others
+from hashstream.calibration import temperature
 from hashstream.hashing.anchors.left_out import NoveltyWeights
 from hashstream.hashing.anchors.settings import AnchorSettings
 from hashstream.metrics import label_metrics
@@ -18,7 +17,7 @@ from hashstream.metrics import label_metrics
 #: A type's own quantile counts as much as that of all types when it has so many correctly labelled validation cells.
 _PRIOR_CELLS = 20.0
 _BINS = 15
-_LOG_RANGE = 4.0
+_LOG_RANGE = (-4.0, 4.0)
 
 
 def calibrated(
@@ -30,7 +29,7 @@ def calibrated(
 ) -> Anchors:
     """Anchors with temperature and thresholds learned on cells that training did not see.
 
-    The temperature is that of the least log-loss (Guo et al., "On calibration of modern neural networks", ICML 2017).
+    The temperature is that of the least log-loss (`hashstream.calibration`).
     A threshold is the quantile of a type's correctly labelled cells at which so many of them are rejected as the
     settings allow, drawn towards the quantile of all types where it has few.
 
@@ -43,7 +42,7 @@ def calibrated(
         What leaving out types has taught about novelty.
     """
     odds = anchors.log_odds(codes).astype(np.float64)
-    anchors = replace(anchors, scale=anchors.scale * _temperature(odds, classes))
+    anchors = replace(anchors, scale=anchors.scale * temperature(odds, classes, log_range=_LOG_RANGE))
     anchors = replace(anchors, novelty_weights=novelty.table(anchors.features(codes)))
     scores = anchors.score(codes, unknown_threshold=0.0)
     first = scores.probabilities[:, 0].astype(np.float64)
@@ -78,16 +77,6 @@ def expected_calibration_error(confidence: NDArray[np.floating], correct: NDArra
     sure = np.bincount(bins, weights=confidence, minlength=_BINS)
     right = np.bincount(bins, weights=correct, minlength=_BINS)
     return float(np.abs(sure - right).sum() / max(len(bins), 1))
-
-
-def _temperature(odds: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
-    """What the log-odds must be multiplied by."""
-    rows = np.arange(len(classes))
-
-    def loss(log_factor: float) -> float:
-        return -float(log_softmax(odds * np.exp(log_factor), axis=1)[rows, classes].mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-_LOG_RANGE, _LOG_RANGE), method="bounded").x))
 
 
 def _quantiles(

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from hashstream.annotate.discriminant import whiten
 from hashstream.hashing.anchors.cells import Standardised
 
 
@@ -44,8 +45,7 @@ def fit_discriminant(
 ) -> Discriminant:
     """Principal components of all cells, whitened by the covariance within the types.
 
-    The covariance is (1 - shrinkage) S + shrinkage trace(S) / d I (Friedman, "Regularized discriminant analysis",
-    JASA 1989).
+    See `hashstream.annotate.discriminant.whiten`.
 
     Parameters
     ----------
@@ -71,17 +71,6 @@ def fit_discriminant(
     whitening = whiten(within.T @ within / len(within), shrinkage)
     weight = components @ whitening
     return Discriminant(weight, -(centre @ weight), centroids.astype(np.float32), wide)
-
-
-def whiten(covariance: NDArray[np.float64], shrinkage: float) -> NDArray[np.float64]:
-    """The map (n, n) after which a shrunken covariance within types is the identity."""
-    n = len(covariance)
-    typical = max(float(np.trace(covariance)) / n, 1e-9)
-    covariance = (1 - shrinkage) * covariance + shrinkage * typical * np.eye(n)
-    # A trace of the typical variance keeps it invertible without shrinkage, too.
-    covariance += 1e-6 * typical * np.eye(n)
-    # whitening.T @ covariance @ whitening = 1
-    return np.asarray(scipy.linalg.solve_triangular(np.linalg.cholesky(covariance), np.eye(n), lower=True).T)
 
 
 def _components(

@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
 from hashstream.annotate.anchors import DOUBT, N_FEATURES, common_profile, novelty_features, profile_sizes
-from hashstream.hashing.anchors.discriminant import whiten
+from hashstream.annotate.discriminant import whiten
 from hashstream.hashing.anchors.novelty import PROFILE_UNITS, Profiles, fits, learn_profiles, projections
 from hashstream.hashing.anchors.settings import AnchorSettings
 
