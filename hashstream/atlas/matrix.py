@@ -72,7 +72,9 @@ def _reading(where: str, start: int, stop: int) -> Iterator[None]:
     except HashStreamError:
         raise
     except MemoryError as error:
-        raise InputError(f"{where}: rows {start} to {stop} do not fit in memory; use fewer rows a chunk.") from error
+        raise InputError(
+            f"{where}: rows {start} to {stop} do not fit in memory; use fewer rows a chunk (--chunk-rows)."
+        ) from error
     except Exception as error:
         raise InputError(
             f"{where}: rows {start} to {stop} cannot be read ({type(error).__name__}: {error}). "

@@ -49,6 +49,7 @@ def test_a_source_without_batches_among_others(tmp_path: Path) -> None:
     paths = [one, write_batches(tmp_path, "two", None, 1)]
     report = ingest(paths, tmp_path / "out.zarr", max_memory_bytes=BIG)
     obs = read(tmp_path / "out.zarr").obs
+    assert list(obs.columns) == ["kind", "depth", "good", "batch", "source", "source_1", "source_2"]
     assert list(obs["batch"]) == ["1"] * N + ["two"] * N
     assert list(obs["source"][:2]) == ["mine", "mine"]
     assert list(obs["source_2"]) == ["one"] * N + ["two"] * N

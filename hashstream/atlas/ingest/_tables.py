@@ -208,8 +208,11 @@ def _name_sources(tables: list[pd.DataFrame], labels: list[str], batch_key: str)
         )
     named = []
     for table, label in zip(tables, labels, strict=True):
-        same = pd.Categorical.from_codes(np.zeros(len(table), np.int8), [label])
-        named.append(table.assign(**{name: same for name in (batch_key, column) if name not in table}))
+        new = table.copy(deep=False)
+        for name in (batch_key, column):
+            if name not in new:
+                new[name] = pd.Categorical.from_codes(np.zeros(len(table), np.int8), [label])
+        named.append(new)
     return named, note
 
 
