@@ -137,11 +137,12 @@ def reference(
 
     It is for `neighbours` and `search`; `annotate --reference` takes a run.
     """
-    if add:
-        options.refuse(
-            "with --add, which counts the columns that the reference has and keeps it",
-            "labels", "batch_key", "column", "force",
-        )  # fmt: skip
+    counted = options.asked("labels", "batch_key", "column", "force") if add else []
+    if counted:
+        raise click.UsageError(
+            f"{', '.join(counted)} and --add: it counts the columns that the reference has; leave out the others and "
+            "--force."
+        )
     if not add and not labels:
         raise click.UsageError("name the column of obs with the types: --labels KEY (or add to a reference: --add).")
     if atlas and len(runs) > 1:

@@ -19,12 +19,12 @@ pass_session = click.pass_obj
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=options.PathType, metavar="SRC...")
 @click.argument("target", type=options.PathType, metavar="ATLAS.zarr")
-@click.option("--layer", metavar="NAME", help="Where the raw counts are: X, raw or a layer's name.")
+@options.layer
 @click.option(
     "--genes",
     type=click.Choice(["intersection", "union"]),
     show_default=True,
-    help="Genes of the atlas where sources differ.",
+    help="Genes of the atlas where sources differ: those of all, or of any.",
 )
 @click.option(
     "--batch-key",
@@ -35,7 +35,9 @@ pass_session = click.pass_obj
 @options.max_memory
 @click.option("--make-unique", is_flag=True, help="Number repeated gene names instead of refusing them.")
 @click.option(
-    "--transpose/--no-transpose", default=None, help="Text tables: genes are rows / are columns.  [default: detected]"
+    "--transpose/--no-transpose",
+    default=None,
+    help="Text tables only: genes are rows / are columns.  [default: detected]",
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted ingest.")
 @options.force
@@ -159,7 +161,7 @@ def cluster(
     from hashstream.stages.cluster import parse_n_clusters
 
     if batch_key is None:
-        options.refuse("without --batch-key: without it the atlas is not read", "atlas")
+        options.refuse("without --batch-key, for which alone the atlas is read", "atlas")
     # What a YAML file says for other calls gives way to what was asked for.
     if options.asked("resolution") and not options.asked("n_clusters"):
         n_clusters = "auto"

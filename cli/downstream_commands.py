@@ -187,7 +187,7 @@ def report(
 ) -> None:
     """Write all there is to say about a run as one HTML page, which needs neither network nor scripts."""
     if truth is None:
-        options.refuse("without --truth: without it the atlas is not read", "atlas")
+        options.refuse("without --truth, for which alone the atlas is read", "atlas")
     from hashstream.stages.report import ReportSettings
     from hashstream.stages.report import report as report_stage
 

@@ -275,7 +275,7 @@ def encode(
         hasher = hasher or output / "hasher"
     elif hasher is not None:
         options.refuse("with --hasher, which has its own", *(n for n in FITTING if n != "sample" or not moment_match))
-    if cluster or partition is not None:
+    if (cluster or partition is not None) and checkpoint_seconds > 0:
         options.refuse(
             "with --workers, --scheduler or --partition, where every partition is made safe at once",
             "checkpoint_seconds",

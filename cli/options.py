@@ -140,19 +140,21 @@ def configured(name: str) -> bool:
 def refuse(mode: str, *names: str) -> None:
     """Raise UsageError where some of the options were asked for that have no effect in this mode.
 
-    Those of a YAML file may be there for other calls, and are passed over.
+    A mode is said as ``with --hasher, which has its own`` or ``without --majority``. Options of a YAML file may be
+    there for other calls, and are passed over.
     """
     given = asked(*names)
     if given:
-        have, them = ("has", "it") if len(given) == 1 else ("have", "them")
-        raise click.UsageError(f"{', '.join(given)} {have} no effect {mode}; leave {them} out.")
+        do, them = ("does", "it") if len(given) == 1 else ("do", "them")
+        what = f"{do} nothing" if mode.startswith("without ") else f"{do} not go"
+        raise click.UsageError(f"{', '.join(given)} {what} {mode}; leave {them} out.")
 
 
 def refuse_outside(mode: str, modes_of: Mapping[str, Sequence[str]]) -> None:
     """`refuse` the options that a table has for other modes only, such as ``--method neural``."""
     for name, modes in modes_of.items():
         if mode not in modes:
-            refuse(f"with {mode}: it goes with {' or '.join(modes)}", name)
+            refuse(f"with {mode}, but with {' or '.join(modes)}", name)
 
 
 def exclusive(**values: Any) -> list[Any]:
