@@ -76,9 +76,9 @@ def check_pointer_chunks(where: str, indptr: Any, indices: Any, n_columns: int) 
     last = int(np.flatnonzero(~there)[-1])
     stored_before = np.flatnonzero(there[:last])
     ends = [(int(chunk) + 1) * size - 1 for chunk in (*stored_before[-1:], last)]
-    zeros = all(int(indptr[min(end, n_pointers - 1)]) == 0 for end in ends)
+    zeros = all(_pointer(indptr, min(end, n_pointers - 1)) == 0 for end in ends)
     following = ends[-1] + 1
-    n_values = int(indptr[following]) if following < n_pointers else int(indices.shape[0])
+    n_values = _pointer(indptr, following) if following < n_pointers else int(indices.shape[0])
     one_row = 0 <= n_values <= (n_columns if following < n_pointers else 0)
     some = np.asarray(indices[: min(n_values, _PEEK_ROW)] if one_row else []).astype(np.int64)
     if not zeros or not one_row or np.any(np.diff(some) <= 0):
@@ -86,6 +86,10 @@ def check_pointer_chunks(where: str, indptr: Any, indices: Any, n_columns: int) 
             f"{where}: {int((~there).sum())} of {n_chunks} chunks are missing, in which rows with values begin; the "
             "store is damaged: copy it again"
         )
+
+
+def _pointer(indptr: Any, at: int) -> int:
+    return int(indptr[at])
 
 
 def check_dense_chunks(where: str, array: Any) -> None:
