@@ -11,7 +11,9 @@ from hashstream.cli.context import Session
 
 pass_session = click.pass_obj
 #: Options of `annotate` that go with one of the two ways only.
-ANNOTATE_MODES = dict.fromkeys(("labels", "parents", "assign", "novel_rate", "neighbours", "atlas"), ("--reference",))
+ANNOTATE_MODES = dict.fromkeys(
+    ("labels", "parents", "method", "assign", "novel_rate", "neighbours", "atlas"), ("--reference",)
+)
 
 
 @click.command()
@@ -19,12 +21,20 @@ ANNOTATE_MODES = dict.fromkeys(("labels", "parents", "assign", "novel_rate", "ne
 @click.option("--hasher", type=options.PathType, help="Folder of `fit --method anchors`, with which RUN was encoded.")
 @click.option("--reference", type=options.PathType, help="Or: RUN of a labelled atlas, encoded with the same hasher.")
 @click.option("--labels", metavar="KEY", help="--reference: column of its obs with the labels.")
-@click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="--reference: cells that vote.")
+@click.option(
+    "--method",
+    type=click.Choice(["discriminant", "vote"]),
+    show_default=True,
+    help="--reference: a linear discriminant of its types, or votes of the nearest of its buckets.",
+)
+@click.option(
+    "-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="--method vote: cells that vote."
+)
 @click.option(
     "--unknown-threshold",
     type=click.FloatRange(0, 1),
-    help="Cells of less confidence are 'unknown'; 0 labels every cell.  [default: 0.5 of the votes; with --hasher the "
-    "thresholds learned for each type]",
+    help="Cells of less confidence are 'unknown'; 0 labels every cell.  [default: 0.5; with --hasher the thresholds "
+    "learned for each type]",
 )
 @click.option(
     "--hierarchy",
@@ -36,8 +46,8 @@ ANNOTATE_MODES = dict.fromkeys(("labels", "parents", "assign", "novel_rate", "ne
     "--assign",
     type=click.Choice(["auto", "bucket", "cell"]),
     show_default=True,
-    help="--reference: the votes for a cell's bucket, or the label that its own whole code then fits best; auto: by "
-    "cell above 16 cells a bucket.",
+    help="--reference: cells have their bucket's label, or the one that their own whole code fits best; auto: by cell "
+    "above 16 cells a bucket.",
 )
 @click.option(
     "--novel-rate",
@@ -61,6 +71,7 @@ def annotate(
     hasher: Path | None,
     reference: Path | None,
     labels: str | None,
+    method: str,
     neighbours: int,
     unknown_threshold: float | None,
     hierarchy: Path | None,
@@ -82,6 +93,8 @@ def annotate(
         raise click.UsageError("give either --hasher (of `fit --method anchors`) or --reference with --labels.")
     hierarchy, parents = options.exclusive(hierarchy=hierarchy, parents=parents)
     options.refuse_outside("--reference" if hasher is None else "--hasher", ANNOTATE_MODES)
+    if reference is not None and method != "vote":
+        options.refuse("without --method vote", "neighbours")
     if unknown_threshold == 0 and novel_rate > 0:
         options.refuse("with --unknown-threshold 0, which labels every cell", "novel_rate")
     if not majority:
@@ -99,6 +112,7 @@ def annotate(
             run,
             reference=reference,
             labels=labels,
+            method=method,
             n_neighbours=neighbours,
             unknown_threshold=0.5 if unknown_threshold is None else unknown_threshold,
             reference_atlas=atlas,

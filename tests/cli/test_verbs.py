@@ -169,10 +169,12 @@ def test_export_into_an_existing_zarr(hashstream: Cli, runs: Path) -> None:
             "cluster_confidence",
             "label",
             "label_confidence",
-            "label_distance",
+            "label_margin",
             "label_novelty",
             "label_rejection",
             "label_best",
+            "label_second",
+            "label_second_probability",
         ]
         assert out.obsm["X_hash"].shape == (500, 64)
     before = anndata.read_zarr(runs / "own.zarr").obs["cluster"].tolist()
