@@ -108,7 +108,7 @@ def source_counts(path: Path) -> NDArray[np.int64]:
     with opened(path, layer=None, transpose=None) as source:
         _check_source(source)
         name_genes(source, make_unique=False)
-        names, maps = match_genes([source], "intersection")
+        names, maps, _ = match_genes([source], "intersection")
         join_var([source], names)
         join_obs([source], "batch")
         dense = np.zeros((len(source.obs), len(names)), np.int64)

@@ -260,6 +260,7 @@ def encode(
     --genes-by and --sample say, and kept in RUN/hasher.
     """
     from hashstream.hashing import PcaItqSettings
+    from hashstream.runtime.files import partial_path
     from hashstream.stages import encode_plan
     from hashstream.stages.distribute import ClusterSettings
     from hashstream.stages.encode import encode as encode_stage
@@ -327,9 +328,12 @@ def encode(
         )
     except KeyboardInterrupt:
         what, again = "encode --append" if append else "encode", " --force" if force else ""
-        session.say(
-            f"interrupted; what is done is kept, continue with: hashstream {what} ... -o {output} --resume{again}"
-        )
+        if partial_path(output).is_dir():
+            session.say(
+                f"interrupted; what is done is kept, continue with: hashstream {what} ... -o {output} --resume{again}"
+            )
+        else:
+            session.say("interrupted before anything was kept")
         raise
     if run is None:
         session.say(f"share {partition} is done; when all are: hashstream finalize {output}")

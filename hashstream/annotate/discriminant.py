@@ -1,8 +1,8 @@
 """Labels by a linear discriminant of the reference's types, in the embedding.
 
 Cells of one type are taken to scatter as those of any other do, about a mean of their own (Fisher, "The use of multiple
-measurements in taxonomic problems", 1936). That needs no training: means, one covariance, and a temperature from halves
-of the cells that label each other.
+measurements in taxonomic problems", 1936). That needs no training: means, one covariance, and a temperature from fifths
+of the cells that the other four label.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from hashstream.calibration import temperature
 SHRINKAGE = 0.1
 _LOG_RANGE = (-5.0, 1.0)
 _BLOCK_POINTS = 1 << 14
+_FOLDS = 5
 
 
 def whiten(covariance: NDArray[np.float64], shrinkage: float) -> NDArray[np.float64]:
@@ -73,14 +74,14 @@ class TypeDiscriminant:
             means of types. Every type has cells here or there.
         """
         plain = cls._closed_form(points, labels, sizes, more)
-        halves = _halves(labels)
+        folds = _folds(labels)
         odds = np.empty((len(points), len(sizes)))
-        for half in (0, 1):
-            learned, judged = halves != half, halves == half
-            if not learned.any() or not judged.any():
+        for fold in range(_FOLDS):
+            learned, judged = folds != fold, folds == fold
+            if not learned.any():
                 return plain
             odds[judged] = cls._closed_form(points[learned], labels[learned], sizes, more).log_odds(points[judged])
-        # A type that only the other half has, and no other point stands for, cannot be found.
+        # A type that only this fifth has, and no other point stands for, cannot be found.
         judged = np.isfinite(odds[np.arange(len(labels)), labels])
         odds = np.maximum(odds, np.finfo(np.float32).min)
         if not judged.any():
@@ -126,10 +127,10 @@ class TypeDiscriminant:
         return found
 
 
-def _halves(labels: NDArray[np.integer]) -> NDArray[np.int64]:
-    """0 or 1 for each cell, in turns within each type."""
+def _folds(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """0 to 4 for each cell, in turns within each type."""
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], labels[order])
-    halves = np.empty(len(labels), dtype=np.int64)
-    halves[order] = (np.arange(len(labels)) - starts) % 2
-    return halves
+    folds = np.empty(len(labels), dtype=np.int64)
+    folds[order] = (np.arange(len(labels)) - starts) % _FOLDS
+    return folds

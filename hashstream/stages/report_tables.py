@@ -102,7 +102,12 @@ def crossed_table(summary: CellSummary) -> Table:
 
 def metric_tables(result: Mapping[str, Mapping[str, float]], truth: str) -> list[Table]:
     """What `hashstream.stages.evaluate.evaluate` found, a table each of buckets, clusters and labels."""
-    captions = {"buckets": "Buckets", "cluster": "Clusters", "label": "Labels"}
+    captions = {
+        "buckets": "Buckets",
+        "cluster": "Clusters",
+        "label": "Labels",
+        "label_majority": "Labels of most cells of clusters",
+    }
     return [
         Table(
             f"{caption} against {truth}",

@@ -19,7 +19,7 @@ _LAYERS: dict[str, str | None] = {"X": "X", "raw/X": "raw"}
 _BLOCKS, _BLOCK_ROWS = 8, 16  # cells of a store that are encoded again, to see whether they are the run's
 
 
-def open_run_atlas(run: Run, paths: Sequence[str | Path] | None = None) -> Atlas:
+def open_run_atlas(run: Run, paths: str | Path | Sequence[str | Path] | None = None) -> Atlas:
     """The atlas of a run, with the counts from where the run took them.
 
     Raises
@@ -37,7 +37,7 @@ def open_run_atlas(run: Run, paths: Sequence[str | Path] | None = None) -> Atlas
     return atlas
 
 
-def open_run_obs(run: Run, paths: Sequence[str | Path] | None = None) -> list[ObsStore]:
+def open_run_obs(run: Run, paths: str | Path | Sequence[str | Path] | None = None) -> list[ObsStore]:
     """The tables of cells of the atlas of a run; its counts need not be there any more.
 
     Raises
@@ -51,8 +51,9 @@ def open_run_obs(run: Run, paths: Sequence[str | Path] | None = None) -> list[Ob
     return stores
 
 
-def _paths(run: Run, paths: Sequence[str | Path] | None) -> list[str]:
-    listed = [str(path) for path in paths] if paths else run.input_paths
+def _paths(run: Run, paths: str | Path | Sequence[str | Path] | None) -> list[str]:
+    given = [paths] if isinstance(paths, str | Path) else paths
+    listed = [str(path) for path in given] if given else run.input_paths
     for path in listed:
         if is_lost(path):
             raise InputError(f"{path}: the atlas of {run.path} is not there any more; say where it is with --atlas.")
