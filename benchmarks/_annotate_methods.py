@@ -38,7 +38,7 @@ HASHSTREAM: dict[str, dict[str, Any]] = {
 }
 
 
-#: The way without training: votes of a labelled run.
+#: The way without training.
 REFERENCE = "HashStream, reference run"
 
 
@@ -105,22 +105,13 @@ def hashstream(
     assert run is not None
     annotate_by_anchors(run, hasher=folder / "hasher")
     annotate = clock.lap()
-    cells = pd.read_parquet(folder / "run" / "cells.parquet")
-    return Answer(
-        labels=cells["label_best"].astype(str).to_numpy(),
-        confidence=cells["label_confidence"].to_numpy(dtype=np.float64),
-        novelty=cells["label_novelty"].to_numpy(dtype=np.float64),
-        rejected=(cells["label"] == "unknown").to_numpy(),
-        train=train,
-        annotate=annotate,
-        max_rss=peak_rss_bytes(),
-    )
+    return _from_run(folder / "run", train, annotate)
 
 
 def hashstream_by_reference(task: Task, seed: int, genes: list[str], folder: Path) -> Answer:
     """The verbs `fit`, `encode` for both files, and `annotate --reference`: no labels are learned from."""
     from hashstream.hashing import PcaItqSettings
-    from hashstream.stages.annotate import annotate as annotate_by_votes
+    from hashstream.stages.annotate import annotate as annotate_by_reference
     from hashstream.stages.encode import encode
     from hashstream.stages.fit import fit
 
@@ -132,9 +123,13 @@ def hashstream_by_reference(task: Task, seed: int, genes: list[str], folder: Pat
     run = encode(task.test, folder / "query", hasher=folder / "own", force=True)
     assert run is not None
     assert reference is not None
-    annotate_by_votes(run, reference=reference, labels=TRUTH)
+    annotate_by_reference(run, reference=reference, labels=TRUTH)
     annotate = clock.lap()
-    cells = pd.read_parquet(folder / "query" / "cells.parquet")
+    return _from_run(folder / "query", train, annotate)
+
+
+def _from_run(run: Path, train: tuple[float, float], annotate: tuple[float, float]) -> Answer:
+    cells = pd.read_parquet(run / "cells.parquet")
     return Answer(
         labels=cells["label_best"].astype(str).to_numpy(),
         confidence=cells["label_confidence"].to_numpy(dtype=np.float64),
