@@ -23,13 +23,11 @@ ANNOTATE_MODES = dict.fromkeys(
 @click.option("--labels", metavar="KEY", help="--reference: column of its obs with the labels.")
 @click.option(
     "--method",
-    type=click.Choice(["discriminant", "vote"]),
+    type=click.Choice(["both", "discriminant", "vote"]),
     show_default=True,
-    help="--reference: a linear discriminant of its types, or votes of the nearest of its buckets.",
+    help="--reference: a linear discriminant of its types, votes of the nearest of its buckets, or the mean of both.",
 )
-@click.option(
-    "-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="--method vote: cells that vote."
-)
+@click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="--reference: cells that vote.")
 @click.option(
     "--unknown-threshold",
     type=click.FloatRange(0, 1),
@@ -47,7 +45,7 @@ ANNOTATE_MODES = dict.fromkeys(
     type=click.Choice(["auto", "bucket", "cell"]),
     show_default=True,
     help="--reference: cells have their bucket's label, or the one that their own whole code fits best; auto: by cell "
-    "above 16 cells a bucket.",
+    "above 2 cells a bucket.",
 )
 @click.option(
     "--novel-rate",
@@ -93,8 +91,8 @@ def annotate(
         raise click.UsageError("give either --hasher (of `fit --method anchors`) or --reference with --labels.")
     hierarchy, parents = options.exclusive(hierarchy=hierarchy, parents=parents)
     options.refuse_outside("--reference" if hasher is None else "--hasher", ANNOTATE_MODES)
-    if reference is not None and method != "vote":
-        options.refuse("without --method vote", "neighbours")
+    if reference is not None and method == "discriminant":
+        options.refuse("with --method discriminant", "neighbours")
     if unknown_threshold == 0 and novel_rate > 0:
         options.refuse("with --unknown-threshold 0, which labels every cell", "novel_rate")
     if not majority:

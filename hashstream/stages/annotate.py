@@ -11,23 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.annotate import Vote, vote_labels
-from hashstream.annotate.discriminant import TypeDiscriminant
 from hashstream.annotate.hierarchy import hierarchical_labels, parents_from_counts, read_hierarchy
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.arrow import category_array
-from hashstream.runtime.provenance import available_threads
 from hashstream.runtime.run import Run
 from hashstream.runtime.schema import LABEL_LEVEL
-from hashstream.stages.annotate_cells import CELL_COLUMNS, labels_by_landmarks, labels_by_votes, reference_discriminant
+from hashstream.stages.annotate_cells import CELL_COLUMNS, METHODS, LabelShares, labels_by_landmarks, reference_shares
 from hashstream.stages.labels import LabelCells, Labelled, Novelty, write_labels
-from hashstream.stages.truth import bucket_counts, run_labels
+from hashstream.stages.truth import run_labels
 
-VOTE_COLUMNS = ("label_confidence", "label_distance", "label_best")
-METHODS = ("discriminant", "vote")
 ASSIGNMENTS = ("auto", "bucket", "cell")
 #: Cells a bucket above which their own codes say more.
-COARSE = 16
+COARSE = 2
 
 
 def annotate(
@@ -42,12 +37,12 @@ def annotate(
     parents_key: str | None = None,
     assign: str = "auto",
     novel_rate: float = 0.02,
-    method: str = "discriminant",
+    method: str = "both",
 ) -> dict[str, Any]:
     """Label a run by a labelled reference run, and write ``label`` and its confidence for every cell.
 
-    A linear discriminant of the reference's types labels the buckets, or their nearest reference buckets vote. In a
-    large atlas each cell then gets the label that its own whole code fits best.
+    A linear discriminant of the reference's types and votes of the nearest reference buckets label the buckets. Where
+    buckets hold several cells, each cell gets the label that its own whole code fits best.
 
     Parameters
     ----------
@@ -68,12 +63,13 @@ def annotate(
     assign
         ``bucket``: cells have their bucket's label. ``cell``: from there each goes by its own code
         (`hashstream.stages.annotate_cells`); `unknown_threshold` is then a probability, and there are no hierarchies.
-        ``auto``: by cell where the run has more than 16 cells a bucket and no hierarchy is given.
+        ``auto``: by cell where the run has more than 2 cells a bucket and no hierarchy is given.
     novel_rate
         Cells that look like no type of the reference are 'unknown', too (`hashstream.annotate.novelty`): those that do
         so as little as this share of the reference's own cells, batches aside. 0, or an `unknown_threshold` of 0: none.
     method
-        ``discriminant`` (`hashstream.annotate.discriminant`) or ``vote`` (`hashstream.annotate.vote_labels`).
+        ``discriminant`` (`hashstream.annotate.discriminant`), ``vote`` (`hashstream.annotate.vote_labels`), or
+        ``both``: the mean of the probability by the one and the share of the votes by the other.
 
     Raises
     ------
@@ -112,86 +108,37 @@ def annotate(
     novelty = None
     if unknown_threshold > 0 and novel_rate > 0:
         novelty = Novelty.between(reference, codes, len(names), run, novel_rate=novel_rate)
-    by_cell = assign == "cell" or (assign == "auto" and run.n_cells > COARSE * run.n_buckets and not with_parents)
+    coarse = run.n_cells > COARSE * run.n_buckets and not with_parents
+    by_cell = assign == "cell" or (assign == "auto" and coarse)
     record = {
         "reference": str(reference.path),
         "labels": labels,
         "n_labels": len(names),
         "unlabelled_reference_cells": int(np.count_nonzero(codes < 0)),
         "method": method,
-        "n_neighbours": n_neighbours if method == "vote" else None,
+        "n_neighbours": None if method == "discriminant" else n_neighbours,
         "unknown_threshold": unknown_threshold,
         "novel_rate": novel_rate,
         "hierarchy": parents_key if hierarchy is None else str(hierarchy),
     }
-    columns: tuple[str, ...] = CELL_COLUMNS
-    if method == "vote":
-        vote = _vote(
-            run, reference, codes, len(names), n_neighbours, unknown_threshold, keep_shares=parents is not None
-        )
-        by_cell &= bool((vote.labels >= 0).any())
-        if by_cell:
-            own_names, label = labels_by_votes(run, vote.labels, names, unknown_threshold=unknown_threshold)
-        else:
-            columns = VOTE_COLUMNS
-            own_names, label = _labels_by_vote(vote, names, parents, unknown_threshold)
+    shares_of = reference_shares(reference, codes, len(names), method=method, n_neighbours=n_neighbours)
+    columns = [*CELL_COLUMNS]
+    if by_cell:
+        own_names, label = labels_by_landmarks(run, shares_of, names, unknown_threshold=unknown_threshold)
     else:
-        discriminant = reference_discriminant(reference, codes, len(names))
-        if by_cell:
-            own_names, label = labels_by_landmarks(run, discriminant, names, unknown_threshold=unknown_threshold)
-        else:
-            own_names, label = _labels_by_discriminant(run, discriminant, names, parents, unknown_threshold)
-    if parents is not None:
-        columns = (*columns, LABEL_LEVEL.name)
+        found = shares_of(run.tokens(halves=False))
+        own_names, label = _labels_by_bucket(found, names, parents, unknown_threshold)
+        columns += [] if found.distance is None else ["label_distance"]
+        columns += [] if parents is None else [LABEL_LEVEL.name]
     record["assigned_by"] = "cell" if by_cell else "bucket"
     return write_labels(run, own_names, label, columns, novelty, record=record, begin=begin)
 
 
-def _vote(
-    run: Run,
-    reference: Run,
-    codes: NDArray[np.int32],
-    n_labels: int,
-    n_neighbours: int,
-    unknown_threshold: float,
-    *,
-    keep_shares: bool,
-) -> Vote:
-    return vote_labels(
-        run.tokens(halves=False),
-        reference.tokens(halves=False),
-        bucket_counts(reference, codes, n_labels),
-        n_neighbours=n_neighbours,
-        unknown_threshold=unknown_threshold,
-        keep_shares=keep_shares,
-        n_threads=available_threads(),
-    )
-
-
-def _labels_by_vote(
-    vote: Vote, names: list[str], parents: dict[str, str] | None, unknown_threshold: float
+def _labels_by_bucket(
+    found: LabelShares, names: list[str], parents: dict[str, str] | None, unknown_threshold: float
 ) -> tuple[list[str], LabelCells]:
-    """What gives cells the label of their bucket, or of an ancestor that has the votes, for `write_labels`."""
-    own = _Raised.of(vote.labels, vote.confidence, names, vote.shares, parents, unknown_threshold)
-    distance = vote.distance.astype(np.float32)
-
-    def label(codes: NDArray[np.uint64], buckets: NDArray[np.int32]) -> Labelled:
-        del codes
-        columns = {"label_distance": distance[buckets], "label_best": category_array(names, vote.best[buckets])}
-        return own.labelled(buckets, columns)
-
-    return own.names, label
-
-
-def _labels_by_discriminant(
-    run: Run,
-    discriminant: TypeDiscriminant,
-    names: list[str],
-    parents: dict[str, str] | None,
-    unknown_threshold: float,
-) -> tuple[list[str], LabelCells]:
-    """What gives cells the label that their bucket's mean embedding is likeliest of, for `write_labels`."""
-    shares = discriminant.probabilities(run.tokens(halves=False).means)
+    """What gives cells the label of their bucket, or of an ancestor that has its share, for `write_labels`."""
+    shares, ranked = found.shares, [*names, ""]
     top = np.argsort(-shares, axis=1, kind="stable")[:, :2]
     confidence = np.take_along_axis(shares, top, axis=1)
     if top.shape[1] == 1:  # one label
@@ -199,7 +146,7 @@ def _labels_by_discriminant(
         confidence = np.column_stack([confidence, np.zeros_like(confidence)])
     best = np.where(confidence[:, 0] < unknown_threshold, -1, top[:, 0]).astype(np.int32)
     own = _Raised.of(best, confidence[:, 0], names, shares, parents, unknown_threshold)
-    margin, ranked = confidence[:, 0] - confidence[:, 1], [*names, ""]
+    margin = confidence[:, 0] - confidence[:, 1]
 
     def label(codes: NDArray[np.uint64], buckets: NDArray[np.int32]) -> Labelled:
         del codes
@@ -209,6 +156,8 @@ def _labels_by_discriminant(
             "label_second": category_array(ranked, top[buckets, 1]),
             "label_second_probability": confidence[buckets, 1],
         }
+        if found.distance is not None:
+            columns["label_distance"] = found.distance[buckets]
         return own.labelled(buckets, columns)
 
     return own.names, label

@@ -1,23 +1,28 @@
-"""Labels of single cells by their whole codes: the last step of `annotate --reference` for a large atlas.
+"""Labels of cells by a labelled reference: of buckets, or of single cells by their whole codes.
 
-Buckets of many cells mix types, so that a label for each is right for most of its cells at best, and rare types hardly
-ever get one. As in `cluster`, it is learned how the bits of codes tell the labels in *this* atlas, and each cell gets
-the label that its own code fits best (`hashstream.cluster.cells`): from landmarks, whose own embedding the discriminant
-labels, or from the labels that buckets got by votes. Bits are not counted in the reference: where its batches differ
-from the query's, that mislabels cells by the dozen.
+Buckets of several cells mix types, so that a label for each is right for most of its cells at best, and rare types
+hardly ever get one. As in `cluster`, it is learned how the bits of codes tell the labels in *this* atlas, from
+landmarks, whose own embedding is labelled, and each cell gets the label that its own code fits best
+(`hashstream.cluster.cells`). Bits are not counted in the reference: where its batches differ from the query's, that
+mislabels cells by the dozen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
+from hashstream.annotate import vote_labels
 from hashstream.annotate.discriminant import TypeDiscriminant
+from hashstream.buckets import Tokens
 from hashstream.cluster.cells import BitProfiles
 from hashstream.runtime.arrow import category_array
 from hashstream.runtime.provenance import available_threads
 from hashstream.runtime.run import Run
-from hashstream.stages.cluster_cells import codes_of_rows, profiles_of_buckets
+from hashstream.stages.cluster_cells import codes_of_rows
 from hashstream.stages.labels import LabelCells, Labelled
 from hashstream.stages.truth import bucket_counts
 
@@ -28,8 +33,24 @@ CELL_COLUMNS = (
     "label_second",
     "label_second_probability",
 )
+METHODS = ("both", "discriminant", "vote")
 #: Of a type with fewer labelled landmarks, buckets tell the mean.
 _FEW_LANDMARKS = 30
+
+
+class LabelShares(NamedTuple):
+    """How much speaks for each label.
+
+    Attributes
+    ----------
+    shares : (n, n_labels) float32
+        Of each row 1 together.
+    distance : (n,) float32 or None
+        Hamming distance to the buckets that voted, where any did.
+    """
+
+    shares: NDArray[np.float32]
+    distance: NDArray[np.float32] | None
 
 
 def reference_discriminant(reference: Run, labels: NDArray[np.int32], n_labels: int) -> TypeDiscriminant:
@@ -60,13 +81,50 @@ def reference_discriminant(reference: Run, labels: NDArray[np.int32], n_labels: 
     return TypeDiscriminant.of(points, own, sizes, more=more)
 
 
+def reference_shares(
+    reference: Run, labels: NDArray[np.int32], n_labels: int, *, method: str, n_neighbours: int
+) -> Callable[[Tokens], LabelShares]:
+    """What says how much speaks for each label of a reference, for tokens with the reference's Hasher.
+
+    Parameters
+    ----------
+    labels : (reference.n_cells,) int32
+        Each of 0 to `n_labels` - 1 at least once; -1 for none.
+    method
+        ``discriminant``: its probability. ``vote``: the share of the votes of the nearest buckets. ``both``: their
+        mean.
+    n_neighbours
+        See `hashstream.annotate.vote_labels`.
+    """
+    discriminant = None if method == "vote" else reference_discriminant(reference, labels, n_labels)
+    if method == "discriminant":
+        assert discriminant is not None
+        return lambda tokens: LabelShares(discriminant.probabilities(tokens.means), None)
+    counts, known = bucket_counts(reference, labels, n_labels), reference.tokens(halves=False)
+
+    def shares_of(tokens: Tokens) -> LabelShares:
+        vote = vote_labels(
+            tokens, known, counts, n_neighbours=n_neighbours, keep_shares=True, n_threads=available_threads()
+        )
+        shares = vote.shares
+        assert shares is not None
+        if discriminant is not None:
+            shares += discriminant.probabilities(tokens.means)
+            shares /= 2
+        return LabelShares(shares, vote.distance.astype(np.float32))
+
+    return shares_of
+
+
 def labels_by_landmarks(
-    run: Run, discriminant: TypeDiscriminant, names: list[str], *, unknown_threshold: float
+    run: Run, shares_of: Callable[[Tokens], LabelShares], names: list[str], *, unknown_threshold: float
 ) -> tuple[list[str], LabelCells]:
     """What labels cells by their own codes, for `write_labels` with `CELL_COLUMNS`; from a look at the codes.
 
     Parameters
     ----------
+    shares_of
+        See `reference_shares`.
     unknown_threshold
         Probability below which a cell has no label.
 
@@ -77,30 +135,15 @@ def labels_by_landmarks(
     label : callable
     """
     rows, embedding = run.landmarks()
-    used, own = np.unique(discriminant.log_odds(embedding).argmax(axis=1), return_inverse=True)
+    codes = codes_of_rows(run, rows)
+    landmarks = Tokens(codes, np.ones(len(rows), np.int64), embedding, run.n_bits)
+    used, own = np.unique(shares_of(landmarks).shares.argmax(axis=1), return_inverse=True)
     if len(used) == 1:
         return [names[used[0]]], _one_label(names[used[0]])
-    profiles = BitProfiles.learned(codes_of_rows(run, rows), own.astype(np.int32), run.n_bits)
     own_names = [names[i] for i in used]
-    return own_names, _by_profiles(profiles, own_names, unknown_threshold)
-
-
-def labels_by_votes(
-    run: Run, labels: NDArray[np.int32], names: list[str], *, unknown_threshold: float
-) -> tuple[list[str], LabelCells]:
-    """As `labels_by_landmarks`, from the labels of buckets.
-
-    Parameters
-    ----------
-    labels : (n_buckets,) int32
-        Label of each bucket by votes, a place in `names`; -1 for none, but not for all. Buckets without one say nothing
-        about bits; their cells get the labels that they fit.
-    """
-    used, compact = np.unique(labels[labels >= 0], return_inverse=True)
-    own = np.full(len(labels), -1, dtype=np.int32)
-    own[labels >= 0] = compact
-    own_names = [names[i] for i in used]
-    return own_names, _by_profiles(profiles_of_buckets(run, own, len(used)), own_names, unknown_threshold)
+    return own_names, _by_profiles(
+        BitProfiles.learned(codes, own.astype(np.int32), run.n_bits), own_names, unknown_threshold
+    )
 
 
 def _by_profiles(profiles: BitProfiles, names: list[str], unknown_threshold: float) -> LabelCells:

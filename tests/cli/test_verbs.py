@@ -169,6 +169,7 @@ def test_export_into_an_existing_zarr(hashstream: Cli, runs: Path) -> None:
             "cluster_confidence",
             "label",
             "label_confidence",
+            "label_distance",
             "label_margin",
             "label_novelty",
             "label_rejection",

@@ -217,7 +217,7 @@ def test_a_parent_has_the_votes_of_its_children(made: Path, tmp_path: Path) -> N
         "novel_rate": 0,
         "method": "vote",
     }
-    plain = annotate(made / "run", **options)
+    plain = annotate(made / "run", **options, assign="bucket")
     found = annotate(made / "run", **options, parents_key="coarse")
     assert plain["cells"]["unknown"] > 0
     assert found["cells"]["everything"] == plain["cells"]["unknown"]

@@ -41,10 +41,10 @@ def be_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
     def unsure(reference: Run, labels: np.ndarray, n_labels: int) -> TypeDiscriminant:
         return replace(reference_discriminant(reference, labels, n_labels), scale=0.02)
 
-    monkeypatch.setattr("hashstream.stages.annotate.reference_discriminant", unsure)
+    monkeypatch.setattr("hashstream.stages.annotate_cells.reference_discriminant", unsure)
 
 
-@pytest.mark.parametrize("method", ["discriminant", "vote"])
+@pytest.mark.parametrize("method", ["both", "discriminant", "vote"])
 def test_cells_are_labelled_better_than_their_buckets(coarse: tuple[Path, Path, np.ndarray], method: str) -> None:
     run, reference, truth = coarse
     options = {"reference": reference, "labels": "cell_type", "unknown_threshold": 0.0, "method": method}
@@ -52,7 +52,7 @@ def test_cells_are_labelled_better_than_their_buckets(coarse: tuple[Path, Path, 
     assert record["assigned_by"] == "bucket"
     by_bucket = (column(run, "label") == truth).mean()
     record = annotate(run, **options)
-    assert record["assigned_by"] == "cell"  # there are more than 16 cells a bucket
+    assert record["assigned_by"] == "cell"  # there are more than 2 cells a bucket
     found, confidence = column(run, "label"), column(run, "label_confidence")
     assert 1 - (found == truth).mean() < 0.5 * (1 - by_bucket)
     names, counts = np.unique(found, return_counts=True)
@@ -66,7 +66,7 @@ def test_cells_are_labelled_better_than_their_buckets(coarse: tuple[Path, Path, 
     assert (confidence >= runner_up).all()
 
 
-@pytest.mark.parametrize("method", ["discriminant", "vote"])
+@pytest.mark.parametrize("method", ["both", "discriminant", "vote"])
 @pytest.mark.parametrize("assign", ["bucket", "cell"])
 def test_unsure_cells_are_unknown(
     coarse: tuple[Path, Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, assign: str, method: str
@@ -91,12 +91,11 @@ def test_one_label(small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_
     adata.write_h5ad(tmp_path / "one.h5ad")
     encode(tmp_path / "one.h5ad", tmp_path / "one", hasher=tmp_path / "reference" / "hasher")
     for assign in ("cell", "bucket"):
-        for method in ("discriminant", "vote"):
+        for method in ("both", "discriminant", "vote"):
             options = {"assign": assign, "method": method, "novel_rate": 0}
             record = annotate(run, reference=tmp_path / "one", labels="kind", **options)
             assert record["cells"] == {"cell": len(truth)}
-            if (assign, method) != ("bucket", "vote"):
-                assert set(column(run, "label_second")) == {""}
+            assert set(column(run, "label_second")) == {""}
             assert (column(run, "label_confidence") == 1).all()
 
 
@@ -168,6 +167,7 @@ def test_a_parent_is_as_likely_as_its_children_together(
     adata.obs["coarse"] = np.where(np.isin(truth, ["type 0", "type 1"]), "first", "second")
     adata.write_h5ad(tmp_path / "parents.h5ad")
     options = {"reference": reference, "labels": "cell_type", "reference_atlas": [tmp_path / "parents.h5ad"]}
+    options["method"] = "discriminant"
     annotate(run, **options, assign="bucket", unknown_threshold=0)
     threshold = float(np.quantile(column(run, "label_confidence"), 0.6))
     plain = annotate(run, **options, assign="bucket", unknown_threshold=threshold, novel_rate=0)
