@@ -205,7 +205,10 @@ WITHOUT_EFFECT = [
     ("annotate r --hasher h --labels t", "--labels does not go with --hasher, but with --reference"),
     ("annotate r --hasher h -k 3", "--neighbours does not go with --hasher"),
     ("annotate r --hasher h --method vote", "--method does not go with --hasher, but with --reference"),
-    ("annotate r --reference q --labels t -k 3", "--neighbours does nothing without --method vote"),
+    (
+        "annotate r --reference q --labels t --method discriminant -k 3",
+        "--neighbours does not go with --method discriminant",
+    ),
     ("annotate r --hasher h --atlas a", "--atlas does not go with --hasher"),
     ("annotate r --hasher h --parents t", "--parents does not go with --hasher"),
     ("annotate r --hasher h --assign cell", "--assign does not go with --hasher"),
