@@ -23,6 +23,7 @@ from hashstream.stages.truth import run_labels
 ASSIGNMENTS = ("auto", "bucket", "cell")
 #: Cells a bucket above which their own codes say more.
 COARSE = 2
+_BLOCK_BUCKETS = 4096
 
 
 def annotate(
@@ -58,11 +59,11 @@ def annotate(
         Where the reference's atlas is now, if not where it was encoded.
     hierarchy, parents_key
         File of a label hierarchy (see `hashstream.annotate.hierarchy.read_hierarchy`), or the column of the
-        reference's obs with the parent of each cell's label. Where no label has the votes that it needs, the nearest
-        ancestor gets the bucket that has them together with its other children. ``label_level`` says how far up it is.
+        reference's obs with the parent of each cell's label. Where no label is as likely as it must be, the nearest
+        ancestor gets the bucket that is with its other children. ``label_level`` says how far up it is.
     assign
-        ``bucket``: cells have their bucket's label. ``cell``: from there each goes by its own code
-        (`hashstream.stages.annotate_cells`); `unknown_threshold` is then a probability, and there are no hierarchies.
+        ``bucket``: cells have their bucket's label. ``cell``: each goes by its own code
+        (`hashstream.stages.annotate_cells`), and there are no hierarchies.
         ``auto``: by cell where the run has more than 2 cells a bucket and no hierarchy is given.
     novel_rate
         Cells that look like no type of the reference are 'unknown', too (`hashstream.annotate.novelty`): those that do
@@ -139,7 +140,8 @@ def _labels_by_bucket(
 ) -> tuple[list[str], LabelCells]:
     """What gives cells the label of their bucket, or of an ancestor that has its share, for `write_labels`."""
     shares, ranked = found.shares, [*names, ""]
-    top = np.argsort(-shares, axis=1, kind="stable")[:, :2]
+    blocks = range(0, len(shares), _BLOCK_BUCKETS)
+    top = np.concatenate([np.argsort(-shares[s : s + _BLOCK_BUCKETS], axis=1, kind="stable")[:, :2] for s in blocks])
     confidence = np.take_along_axis(shares, top, axis=1)
     if top.shape[1] == 1:  # one label
         top = np.column_stack([top, np.ones_like(top)])

@@ -49,7 +49,12 @@ def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None)
 
 def run_labels(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None) -> tuple[NDArray[np.int32], list[str]]:
     """As `run_column`, for a column of types: 'unknown' is none, as it is what cells without a label are called."""
-    return without_unknown(*run_column(run, key, atlas=atlas))
+    codes, names = without_unknown(*run_column(run, key, atlas=atlas))
+    if not names:
+        raise InputError(
+            f"obs[{key!r}] of the atlas of {run.path} holds no label but {UNKNOWN!r}; name another column."
+        )
+    return codes, names
 
 
 def without_unknown(codes: NDArray[np.int32], names: list[str]) -> tuple[NDArray[np.int32], list[str]]:

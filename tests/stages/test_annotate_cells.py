@@ -11,7 +11,7 @@ import pytest
 
 from hashstream.annotate.discriminant import TypeDiscriminant
 from hashstream.buckets import Landmarks
-from hashstream.errors import SettingsError
+from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.run import Run
 from hashstream.stages.annotate import annotate
 from hashstream.stages.annotate_cells import CELL_COLUMNS, reference_discriminant
@@ -150,6 +150,15 @@ def test_a_label_called_unknown_is_none(
     assert record["unlabelled_reference_cells"] == (truth == "type 0").sum()
     assert sum(record["cells"].values()) == len(truth)
     assert record["cells"]["unknown"] == (column(run, "label") == "unknown").sum() == sum(record["rejected"].values())
+
+
+def test_no_label_but_unknown(small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_path: Path) -> None:
+    run, reference, _ = coarse
+    adata = anndata.read_h5ad(small_h5ad)
+    adata.obs["nothing"] = "unknown"
+    adata.write_h5ad(tmp_path / "nothing.h5ad")
+    with pytest.raises(InputError, match="no label but 'unknown'"):
+        annotate(run, reference=reference, labels="nothing", reference_atlas=[tmp_path / "nothing.h5ad"])
 
 
 def test_no_rate_of_one(coarse: tuple[Path, Path, np.ndarray]) -> None:
