@@ -61,13 +61,15 @@ def hold_run(path: Path, made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def hold_replaced(path: Path) -> Iterator[None]:
     """Hold the run whose place another one is about to take, so that no stage is writing into it; if there is one.
 
+    A run that this user may not write into is not held: no stage of theirs writes into it either.
+
     Raises
     ------
     SettingsError
         If another process holds the run.
     """
     with ExitStack() as held:
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             _take(held.enter_context((path / _LOCKED).open("r+b")), path)
         yield
 

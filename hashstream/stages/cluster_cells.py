@@ -137,12 +137,12 @@ def pair_counts(
 
 
 def profiles_of_buckets(run: Run, labels: NDArray[np.int32], n: int) -> BitProfiles:
-    """How the cells of each cluster (or label) of buckets set their bits: one pass over the codes, in blocks.
+    """How the cells of each cluster of buckets set their bits: one pass over the codes, in blocks.
 
     Parameters
     ----------
     labels : (n_buckets,) int32
-        0 to `n` - 1, each used; -1 for buckets that are left out.
+        0 to `n` - 1, each used.
     """
     set_bits, sizes = np.zeros((n, run.n_bits), np.int64), np.zeros(n, np.int64)
     step = max(run.n_cells // _SAMPLED, 1)
@@ -150,8 +150,6 @@ def profiles_of_buckets(run: Run, labels: NDArray[np.int32], n: int) -> BitProfi
     for rows, buckets in _blocks(run):
         codes, own = run.codes(rows.start, rows.stop), labels[buckets]
         set_bits += count_set_bits(codes, own, n, run.n_bits)
-        if (labels < 0).any():
-            codes, own = codes[own >= 0], own[own >= 0]
         sizes += np.bincount(own, minlength=n)
         picked = slice(-rows.start % step, None, step)
         some.append((codes[picked], own[picked]))
