@@ -34,9 +34,6 @@ class TransformerResult:
     ----------
     labels : (n,) int32
         0 to n_clusters - 1, each used.
-    confidence : (n,) float32
-        Soft assignment of each token to its cluster over its sum with that to the best other one: 1 is sure, 0.5
-        undecided.
     points : (n, d) float32
         The learned tokens, in the space of the points that were given.
     history : tuple of dict
@@ -44,7 +41,6 @@ class TransformerResult:
     """
 
     labels: NDArray[np.int32]
-    confidence: NDArray[np.float32]
     points: NDArray[np.float32]
     history: tuple[dict[str, float | str], ...]
 
@@ -95,7 +91,7 @@ def transformer_clusters(
             "(--n-clusters)."
         )
     if tokens.n_tokens == 1:
-        return TransformerResult(np.zeros(1, np.int32), np.ones(1, np.float32), points.astype(np.float32), ())
+        return TransformerResult(np.zeros(1, np.int32), points.astype(np.float32), ())
     from hashstream.cluster.transformer.train import assign, infer, reproducible, train
 
     step_done = _counter(progress, settings.n_steps + settings.kl_steps)
@@ -107,12 +103,11 @@ def transformer_clusters(
             model, batches, history = trained.model, trained.batches, trained.history
             train(model, batches, settings, clusters=clusters, history=history, step_done=step_done)
             learned = infer(model, trained.sequences, settings)
-        labels, confidence = assign(learned, clusters, settings)
+        labels = assign(learned, clusters, settings)
         if len(np.unique(labels)) < n_clusters:
             # Sharpening can empty a cluster. Then the learned tokens are clustered as at the start.
             labels = _first_clusters(learned, counts, n_clusters, n_threads)
-            _, confidence = assign(learned, _centred(learned, counts, labels), settings, labels=labels)
-    return TransformerResult(labels, confidence, learned, tuple(trained.history))
+    return TransformerResult(labels, learned, tuple(trained.history))
 
 
 def learn_tokens(

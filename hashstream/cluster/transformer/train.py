@@ -140,32 +140,14 @@ def infer(model: BucketTransformer, sequences: TokenSequences, settings: Transfo
 
 
 @torch.no_grad()
-def assign(
-    points: NDArray[np.float32],
-    clusters: Clusters,
-    settings: TransformerSettings,
-    *,
-    labels: NDArray[np.int32] | None = None,
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The likeliest cluster of each token, or the given one, and how sure it is: (n,) int32 and float32.
-
-    Sure is the soft assignment over its sum with that to the best other cluster: 1 at most, 0.5 undecided, and less
-    where the other one is nearer. With one degree of freedom this is `hashstream.cluster.confidence`, about the
-    trained centres.
-    """
-    found = np.empty(len(points), dtype=np.int32) if labels is None else labels
-    sure = np.ones(len(points), dtype=np.float32)
+def assign(points: NDArray[np.float32], clusters: Clusters, settings: TransformerSettings) -> NDArray[np.int32]:
+    """The likeliest cluster of each token: (n,) int32."""
+    found = np.empty(len(points), dtype=np.int32)
     for start in range(0, len(points), BLOCK_TOKENS):
-        rows = slice(start, start + BLOCK_TOKENS)
-        some = torch.from_numpy(points[rows])
+        some = torch.from_numpy(points[start : start + BLOCK_TOKENS])
         q = losses.student_t(some, clusters.centres, clusters.variance, settings.degrees).numpy()
-        if labels is None:
-            found[rows] = q.argmax(axis=1)
-        mine = np.arange(len(q)), found[rows]
-        own = q[mine]
-        q[mine] = 0
-        sure[rows] = own / (own + q.max(axis=1))
-    return found, sure
+        found[start : start + BLOCK_TOKENS] = q.argmax(axis=1)
+    return found
 
 
 def schedule(step: int, n_steps: int) -> float:
