@@ -17,7 +17,59 @@ from hashstream import datasets
 from hashstream.atlas.ingest import ingest
 from hashstream.atlas.write import is_resumable
 from hashstream.errors import InputError, SettingsError
-from tests.atlas.test_ingest import BIG, G, N, counts, digest, equal, read, table, write_mtx, write_text, write_zarr
+from tests.atlas.ingest_sources import (
+    BIG,
+    G,
+    N,
+    counts,
+    digest,
+    equal,
+    read,
+    table,
+    three_sources,
+    write_mtx,
+    write_text,
+    write_zarr,
+)
+
+
+def test_several_sources(tmp_path: Path) -> None:
+    paths, inner, outer = three_sources(tmp_path)
+    ingest(paths, tmp_path / "inner.zarr", max_memory_bytes=BIG)
+    got = read(tmp_path / "inner.zarr")
+    assert list(got.var_names) == list(inner.columns)
+    assert equal(got.X, inner.to_numpy())
+    assert list(got.obs["batch"].cat.categories) == ["one", "two", "three"]
+    assert list(got.obs["batch"].value_counts(sort=False)) == [N, N, N]
+    assert list(got.obs["kind"][:2]) == ["u", "v"]
+    assert got.obs["depth"].isna().sum() == N  # loom has none
+    assert got.obs["good"].isna().sum() == N
+    assert "length" not in got.var  # they differ in it
+    report = ingest(paths, tmp_path / "outer.zarr", genes="union", batch_key=None, max_memory_bytes=BIG)
+    got = read(tmp_path / "outer.zarr")
+    assert list(got.var_names) == list(outer.columns)
+    assert equal(got.X, outer.to_numpy())
+    assert "batch" not in got.obs
+    assert any("'length' is left out" in note for note in report["notes"])
+
+
+def test_sources_with_their_own_batch_and_var(tmp_path: Path) -> None:
+    for name, label in [("a", "x"), ("b", "y")]:
+        source = table(seed=1)
+        source.obs["batch"] = pd.Categorical([label] * N)
+        source.var["symbol"] = [f"s{j}" for j in range(G)]
+        source.write_h5ad(tmp_path / f"{name}.h5ad")
+    report = ingest([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], tmp_path / "out.zarr", max_memory_bytes=BIG)
+    got = read(tmp_path / "out.zarr")
+    assert list(got.obs["batch"].cat.categories) == ["x", "y"]
+    assert list(got.var["symbol"]) == [f"s{j}" for j in range(G)]
+    assert got.var["length"].dtype == np.int64
+    assert got.obs["depth"].dtype == np.float64
+    assert got.obs["good"].dtype == bool
+    assert got.obs_names[0] == "cell1_0-a"  # the same names in both
+    assert got.obs_names[N] == "cell1_0-b"
+    assert any("the source's name is added" in note for note in report["notes"])
+
 
 # ----------------------------------------------------------------- batches
 
