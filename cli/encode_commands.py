@@ -174,7 +174,7 @@ def _facts_of_hasher(hasher: Hasher, begin: float) -> dict[str, Any]:
 )
 @click.option(
     "--max-buckets",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=2),
     show_default=True,
     help="Most buckets; the prefix of the code that names them is shortened until there are no more.",
 )
@@ -301,6 +301,7 @@ def encode(
             fit_settings=fit_settings,
             layer=layer,
             distributed=bool(cluster),
+            moment_match=moment_match,
         )
         session.show(plan if session.json else encode_plan.describe_plan(plan))
         return

@@ -75,7 +75,7 @@ def label_metrics(table: Counts, found: Sequence[str], true: Sequence[str], *, u
     square = np.zeros((len(names) + 1, len(names) + 1), dtype=np.int64)
     for i, a in enumerate(found):
         for j, b in enumerate(true):
-            square[position.get(a, len(names)), position[b]] += table[i, j]
+            square[len(names) if a == unknown else position[a], position[b]] += table[i, j]
     support = square.sum(axis=0)
     f1 = _f1(square)
     kept = support > 0

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from hashstream.cluster import TransformerSettings
 from hashstream.errors import InputError
+from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.run import Run
 from hashstream.stages import annotate as _annotate
 from hashstream.stages import annotate_anchors as _annotate_anchors
@@ -31,7 +32,8 @@ from hashstream.stages.explain import ExplainSettings
 from hashstream.stages.markers import MarkersSettings
 from hashstream.stages.neighbours import NeighbourSettings
 from hashstream.stages.report import ReportSettings
-from hashstream.stages.search import SearchSettings, search
+from hashstream.stages.search import SearchSettings
+from hashstream.stages.search import search as _search
 
 __all__ = [
     "ExplainSettings",
@@ -69,19 +71,25 @@ def _of_a_run(
 
     @wraps(stage)
     def call(run: _OneRun, *args: P.args, **options: P.kwargs) -> dict[str, Any]:
-        now = Run.open(run.path if isinstance(run, Run) else run)
-        same = ("created", "n_cells", "hasher")
-        if isinstance(run, Run) and any(now.meta.get(key) != run.meta.get(key) for key in same):
-            raise InputError(
-                f"{run.path}: the run was replaced by another one, or appended to, after it had been opened; open it "
-                "again with hashstream.Run.open."
-            )
+        now = _opened(run)
         for name in ("atlas", "reference_atlas"):
             if isinstance(options.get(name), str | Path):
                 options[name] = [options[name]]
         return stage(now, *args, **options)
 
     return call
+
+
+def _opened(run: _OneRun) -> Run:
+    """A run as it is on the disk now, if it is still the one that was opened."""
+    now = Run.open(run.path if isinstance(run, Run) else run)
+    same = ("created", "n_cells", "hasher")
+    if isinstance(run, Run) and any(now.meta.get(key) != run.meta.get(key) for key in same):
+        raise InputError(
+            f"{run.path}: the run was replaced by another one, or appended to, after it had been opened; open it "
+            "again with hashstream.Run.open."
+        )
+    return now
 
 
 annotate = _of_a_run(_annotate.annotate)
@@ -112,5 +120,10 @@ def add_to_reference(target: str | Path, runs: _Runs, **options: Any) -> dict[st
     return _reference.add_to_reference(target, _several(runs), **options)
 
 
-def _several(runs: _Runs) -> Sequence[_OneRun]:
-    return [runs] if isinstance(runs, Run | str | Path) else runs
+@wraps(_search)
+def search(among: _OneRun | ReferenceDatabase, *, queries: _OneRun, **options: Any) -> dict[str, Any]:
+    return _search(_opened(among) if isinstance(among, Run) else among, queries=_opened(queries), **options)
+
+
+def _several(runs: _Runs) -> list[Run]:
+    return [_opened(run) for run in ([runs] if isinstance(runs, Run | str | Path) else runs)]

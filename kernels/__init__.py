@@ -11,10 +11,18 @@ from hashstream.kernels.buckets import (
     shorten_buckets,
 )
 from hashstream.kernels.distances import squared_distances
-from hashstream.kernels.encode import ACTIVATIONS, EncodedRows, EncoderWeights, GeneMap, encode_rows, prepare_weights
+from hashstream.kernels.encode import (
+    ACTIVATIONS,
+    EncodedRows,
+    EncoderWeights,
+    GeneMap,
+    affine_rows,
+    encode_rows,
+    prepare_weights,
+)
 from hashstream.kernels.gram import gram_times, rows_times
 from hashstream.kernels.group_sums import GROUP_SUM_SCALE, GroupSums, group_sums
-from hashstream.kernels.hamming import hamming_distances, hamming_topk
+from hashstream.kernels.hamming import hamming_topk
 from hashstream.kernels.largest import largest_columns
 from hashstream.kernels.moments import GeneMoments, gene_moments
 from hashstream.kernels.multi_index import MultiIndex
@@ -22,7 +30,7 @@ from hashstream.kernels.neighbours import hamming_neighbours
 from hashstream.kernels.pack import count_set_bits, pack_bits, prefix_mask, unpack_bits, words_for_bits
 from hashstream.kernels.plan import SearchPlan, plan_search
 from hashstream.kernels.residuals import residual_sums
-from hashstream.kernels.rows import RowFlag, check_rows, log_normalise, row_totals
+from hashstream.kernels.rows import RowFlag, check_rows, row_totals
 from hashstream.kernels.ward import ward_linkage
 from hashstream.kernels.within import (
     CodesWithin,
@@ -47,6 +55,7 @@ __all__ = [
     "MultiIndex",
     "RowFlag",
     "SearchPlan",
+    "affine_rows",
     "check_rows",
     "count_buckets",
     "count_set_bits",
@@ -55,14 +64,12 @@ __all__ = [
     "gene_moments",
     "gram_times",
     "group_sums",
-    "hamming_distances",
     "hamming_histogram",
     "hamming_neighbours",
     "hamming_radius",
     "hamming_radius_blocks",
     "hamming_topk",
     "largest_columns",
-    "log_normalise",
     "lookup_buckets",
     "merge_buckets",
     "new_bucket_arrays",

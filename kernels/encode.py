@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.kernels._arrays import csr_arrays, share_rows
+from hashstream.kernels._arrays import csr_arrays, float_matrix, share_rows
 from hashstream.kernels._exp import sigmoid, tanh
 from hashstream.kernels._intrinsics import make_accumulate
 from hashstream.kernels._jit import bare, jit
@@ -199,7 +199,8 @@ class EncoderWeights:
     @cached_property
     def bits_are_signs(self) -> bool:
         """Whether the bit head is the identity without bias: bit b is the sign of dimension b."""
-        return np.array_equal(self.bit_weight, np.eye(self.n_dims, self.n_bits)) and not self.bit_bias.any()
+        some = self.n_bits <= self.n_dims and not self.bit_bias.any()
+        return some and np.array_equal(self.bit_weight, np.eye(self.n_dims, self.n_bits))
 
     @cached_property
     def prepared(self) -> tuple[Tiles, ...]:
@@ -341,6 +342,37 @@ def encode_rows(
 
     share_rows(work, n_rows, n_threads)
     return result
+
+
+def affine_rows(inputs: Any, weight: Any, bias: Any) -> NDArray[np.float32]:
+    """``bias + inputs @ weight`` as `encode_rows` computes it: each row by itself, in ascending order of the inputs.
+
+    Parameters
+    ----------
+    inputs : (n, n_in) float
+    weight, bias : (n_in, n_out), (n_out,) float
+
+    Returns
+    -------
+    (n, n_out) float32
+        The same for a row whatever other rows there are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays of the wrong kind or shape.
+    """
+    inputs, weight = float_matrix(inputs, "inputs"), float_matrix(weight, "weight")
+    bias = np.ascontiguousarray(bias, dtype=np.float32)
+    if inputs.shape[1] != weight.shape[0] or bias.shape != weight.shape[1:]:
+        raise ValueError(
+            f"inputs of shape {inputs.shape}, weights of shape {weight.shape} and biases of shape {bias.shape} do not "
+            "fit: expected (n, n_in), (n_in, n_out) and (n_out,)"
+        )
+    tiles = _tile(weight, bias)
+    out = np.empty((len(inputs), len(tiles.bias)), np.float32)
+    _project_dense(tiles.weights, tiles.bias, tiles.everything, inputs, out)
+    return np.ascontiguousarray(out[:, : len(bias)])
 
 
 _Row = NDArray[Any]

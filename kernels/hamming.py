@@ -34,6 +34,7 @@ SLICED_WORDS = 4  # longest codes for which the loops and a tree of adders are c
 SLICED_QUERIES = 256  # queries that share the tables of a block
 SHARED_CODES = 1 << 16  # fewest codes that a thread is given where threads share the codes
 SHARED_BLOCKS = 3  # blocks of codes a thread
+SHARED_RESULTS = 1 << 17  # most results where threads share the codes: each block has as many for a while
 
 
 @bare
@@ -336,14 +337,6 @@ def _topk_counting(queries, codes, k, distances, rows):  # type: ignore[no-untyp
                     places[d] += 1
 
 
-@jit
-def _all_distances(queries, codes, out):  # type: ignore[no-untyped-def]
-    flat = codes.ravel()
-    for start in range(0, len(codes), BLOCK):
-        for q in range(len(queries)):
-            _block_distances(queries, q, flat, start, min(BLOCK, len(codes) - start), out[q, start : start + BLOCK])
-
-
 def hamming_topk(
     queries: Any, codes: Any, k: int, *, n_threads: int = 1
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -379,7 +372,8 @@ def hamming_topk(
     if k == 0 or len(queries) == 0:
         return distances, rows
 
-    if len(queries) < n_threads * SLICED_QUERIES and k < len(codes) >= 2 * SHARED_CODES and n_threads > 1:
+    few = len(queries) < n_threads * SLICED_QUERIES and len(queries) * k <= SHARED_RESULTS
+    if few and k < len(codes) >= 2 * SHARED_CODES and n_threads > 1:
         # Too few queries to share the work of making bit planes: threads share the codes.
         return _search_in_parts(queries, codes, k, n_threads)
 
@@ -436,29 +430,3 @@ def _search(
     else:
         _topk_scan(queries, codes, codes.ravel(), k, (0,) * n_words, distances, rows)
     return distances, rows
-
-
-def hamming_distances(queries: Any, codes: Any) -> NDArray[np.uint16]:
-    """Every distance of a query to a code.
-
-    Parameters
-    ----------
-    queries : (n_queries, n_words) uint64
-    codes : (n, n_words) uint64
-
-    Returns
-    -------
-    (n_queries, n) uint16
-
-    Raises
-    ------
-    TypeError, ValueError
-        Arrays of the wrong kind or shape, or codes of more than 65,535 bits.
-    """
-    queries = codes_array(queries, "queries")
-    codes = codes_array(codes, n_words=queries.shape[1])
-    if codes.shape[1] * 64 > np.iinfo(np.uint16).max:
-        raise ValueError(f"codes have {codes.shape[1]} words, expected at most {np.iinfo(np.uint16).max // 64}")
-    out = np.empty((len(queries), len(codes)), np.uint16)
-    _all_distances(queries, codes, out)
-    return out

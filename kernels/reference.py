@@ -96,6 +96,13 @@ def _affine(
     return acc
 
 
+def affine_rows(inputs: Any, weight: Any, bias: Any) -> NDArray[np.float32]:
+    """bias + inputs @ weight, one row and one float32 operation after the other."""
+    inputs, weight, bias = (np.asarray(values, dtype=np.float32) for values in (inputs, weight, bias))
+    everything = np.arange(len(weight))
+    return np.array([_affine(everything, row, weight, bias) for row in inputs]).reshape(len(inputs), len(bias))
+
+
 def _exp_parts(a: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """``2**k`` and ``exp(r) - 1`` with ``exp(-a) = 2**k exp(r)``."""
     shifted = _exp.ROUNDER - a * _exp.LOG2_E

@@ -296,32 +296,3 @@ def select_rows(  # type: ignore[no-untyped-def]
                 _sort_row(row_genes[:m], row_values[:m], dense, present)
             first += m
         starts[row + 1] = first
-
-
-@bare
-def _log_normalise(indptr, data, totals, target_sum, out):  # type: ignore[no-untyped-def]
-    for row in range(len(totals)):
-        scale = target_sum / totals[row] if totals[row] > 0.0 else 0.0
-        for k in range(indptr[row], indptr[row + 1]):
-            # A row that cannot be encoded may hold what no logarithm takes.
-            out[k] = np.float32(log1p_(np.float64(data[k]) * scale)) if totals[row] > 0.0 else np.float32(0.0)
-
-
-def log_normalise(indptr: Any, indices: Any, data: Any, n_genes: int, *, target_sum: float) -> NDArray[np.float32]:
-    """The stored values of a CSR matrix of counts, log-normalised as `encode_rows` sees them, without upper limits.
-
-    Returns
-    -------
-    (nnz,) float32
-        ``log1p(count * (target_sum / total))``; 0 in rows that are empty or bad.
-
-    Raises
-    ------
-    TypeError, ValueError
-        The arrays are not the three of a CSR matrix.
-    """
-    indptr, indices, data = csr_arrays(indptr, indices, data)
-    totals, _ = check_arrays(indptr, indices, data, n_genes)
-    out = np.empty(len(data), np.float32)
-    _log_normalise(indptr, data, totals, float(target_sum), out)
-    return out

@@ -139,6 +139,13 @@ def test_a_run_that_was_replaced_is_not_taken_for_the_old_one(small_h5ad: Path, 
     hashstream.pp.encode(small_h5ad, tmp_path / "run", seed=1, force=True)
     with pytest.raises(InputError, match="replaced by another one"):
         hashstream.tl.cluster(old)
+    with pytest.raises(InputError, match="replaced by another one"):
+        hashstream.tl.build_reference(old, tmp_path / "reference", labels="cell_type")
+    for among, queries in ((old, tmp_path / "run"), (tmp_path / "run", old)):
+        with pytest.raises(InputError, match="replaced by another one"):
+            hashstream.tl.search(
+                among, queries=queries, target=tmp_path / "a.parquet", settings=hashstream.tl.SearchSettings(k=1)
+            )
 
 
 def test_majority_labels_are_scored(run_of_types: hashstream.Run) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from hashstream.errors import InputError, SettingsError, TargetExistsError
 from hashstream.runtime.exchange import publish, restore
-from hashstream.runtime.files import check_file_target, check_target, new_file
+from hashstream.runtime.files import check_file_target, check_folder_target, new_file
 from hashstream.runtime.folder_lock import FolderLock, new_folder
 
 
@@ -31,11 +31,27 @@ def folder_with(path: Path, text: str) -> Path:
 
 
 def test_folders_above_a_target_are_made(tmp_path: Path) -> None:
-    check_target(tmp_path / "a" / "b" / "run", force=False)
+    check_folder_target(tmp_path / "a" / "b" / "run", "run", ("run.json",), force=False)
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
-        check_target(tmp_path / "file" / "run", force=False)
+        check_folder_target(tmp_path / "file" / "run", "run", ("run.json",), force=False)
+
+
+def test_only_what_a_folder_is_for_is_replaced(tmp_path: Path) -> None:
+    signs = ("run.json", "run.partial")
+    for name in ("empty", "run", "thesis"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(TargetExistsError, match="already there"):
+            check_folder_target(tmp_path / name, "run", signs, force=False)
+    check_folder_target(tmp_path / "empty", "run", signs, force=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    check_folder_target(tmp_path / "run", "run", signs, force=True)
+    (tmp_path / "thesis" / "chapter.tex").write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    for name in ("thesis", "notes.txt"):
+        with pytest.raises(TargetExistsError, match="is no run, so --force does not replace it"):
+            check_folder_target(tmp_path / name, "run", signs, force=True)
 
 
 def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
@@ -81,13 +97,16 @@ def test_what_was_just_taken_away_is_restored(tmp_path: Path) -> None:
     assert not restore(tmp_path / "database")
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_a_new_folder(tmp_path: Path, keep: bool) -> None:
+@pytest.mark.parametrize("keep", ["is", None])
+def test_a_new_folder(tmp_path: Path, keep: str | None) -> None:
     target, partial = tmp_path / "out", tmp_path / "out.partial"
     folder_with(partial, "left")
+    (partial / "of another call").write_text("")
     with pytest.raises(Interrupted), new_folder(target, keep=keep) as folder:
         leave_half(folder / "half")
-    assert (target.exists(), partial.exists(), (partial / "is").exists()) == (False, keep, keep)
+    kept = keep is not None
+    assert (target.exists(), partial.exists(), (partial / "is").exists()) == (False, kept, kept)
+    assert not (partial / "of another call").exists()
     with new_folder(target, keep=keep) as folder:
         (folder / "more").write_text("")
     assert (target / "more").exists()

@@ -62,6 +62,11 @@ def test_label_measures_equal_scikit_learn(found: np.ndarray, true: np.ndarray) 
     assert scores["weighted_f1"] == pytest.approx(weighted)
 
 
+def test_unknown_is_never_right() -> None:
+    scores = metrics.label_metrics(np.array([[10, 0], [0, 5]]), ["B", "unknown"], ["B", "unknown"], unknown="unknown")
+    assert scores["accuracy"] == scores["labelled"] == pytest.approx(10 / 15)
+
+
 def test_unknown_counts_as_wrong_but_is_reported() -> None:
     scores = metrics.label_metrics(
         np.array([[4, 0], [0, 2], [1, 3]]), ["a", "b", "unknown"], ["a", "b"], unknown="unknown"

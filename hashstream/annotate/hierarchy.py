@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from hashstream.annotate.vote import UNKNOWN
 from hashstream.errors import InputError, SettingsError
 
 
@@ -78,6 +79,10 @@ def hierarchical_labels(
             "Give the classes' own names, child first."
         )
     names = (*classes, *sorted({name for path in paths for name in path} - set(classes)))
+    if reserved := {"", UNKNOWN} & set(names):
+        raise InputError(
+            f"the label hierarchy has the name {reserved.pop()!r}, which cells without a label have; give it another."
+        )
     number = {name: i for i, name in enumerate(names)}
     needed = _thresholds(names, threshold, thresholds or {})
     n = len(probabilities)

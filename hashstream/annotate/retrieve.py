@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.annotate.composition import join_columns
-from hashstream.kernels import prefix_mask, words_for_bits
+from hashstream.kernels import affine_rows, prefix_mask, words_for_bits
 from hashstream.kernels.retrieve import CountedCodes, NearestCells, nearest_cells, nearest_cells_asymmetric
 
 #: The number of a category where cells have none.
@@ -107,11 +107,11 @@ class ReferenceCells:
 def bit_margins(
     embedding: NDArray[np.floating], bit_weight: NDArray[np.floating], bit_bias: NDArray[np.floating], n_bits: int
 ) -> NDArray[np.float32]:
-    """The projections whose signs are the first bits of codes: (n, n_bits) float32.
+    """The projections whose signs are the first bits of codes, as `encode_rows` computes them: (n, n_bits) float32.
 
     Parameters
     ----------
     embedding : (n, n_dims) float
     bit_weight, bit_bias : (n_dims, n_all_bits), (n_all_bits,) float
     """
-    return np.asarray(embedding @ bit_weight[:, :n_bits] + bit_bias[:n_bits], dtype=np.float32)
+    return affine_rows(embedding, bit_weight[:, :n_bits], bit_bias[:n_bits])

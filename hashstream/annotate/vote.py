@@ -22,23 +22,14 @@ class Vote:
 
     Attributes
     ----------
-    labels : (n_tokens,) int32
-        Column of the label counts, -1 where the confidence is below the threshold.
-    best : (n_tokens,) int32
-        The winner, whatever its confidence.
-    confidence : (n_tokens,) float64
-        Share of the votes that went to the winner, 0 to 1.
-    distance : (n_tokens,) float64
+    shares : (n_tokens, n_labels) float32
+        Share of the votes that each label got.
+    distance : (n_tokens,) float32
         Hamming distance to the buckets that voted: the mean over the voting cells.
-    shares : (n_tokens, n_labels) float32 or None
-        Share of the votes that each label got, if they were to be kept.
     """
 
-    labels: NDArray[np.int32]
-    best: NDArray[np.int32]
-    confidence: NDArray[np.float64]
-    distance: NDArray[np.float64]
-    shares: NDArray[np.float32] | None = None
+    shares: NDArray[np.float32]
+    distance: NDArray[np.float32]
 
 
 def vote_labels(
@@ -47,11 +38,9 @@ def vote_labels(
     label_counts: NDArray[np.int64],
     *,
     n_neighbours: int = 15,
-    unknown_threshold: float = 0.5,
-    keep_shares: bool = False,
     n_threads: int = 1,
 ) -> Vote:
-    """Label query buckets by their nearest reference buckets.
+    """What the nearest reference buckets say about the labels of query buckets.
 
     The labelled reference buckets are ordered by the cosine between their mean embedding and the query's; going down
     that list, buckets vote with their label counts until `n_neighbours` cells have voted. The Hamming distance of the
@@ -66,10 +55,6 @@ def vote_labels(
         Labelled cells of each reference bucket; buckets without any do not vote.
     n_neighbours
         Reference cells that vote.
-    unknown_threshold
-        Confidence below which a bucket gets no label; 0 labels every bucket.
-    keep_shares
-        Whether the shares of all labels are wanted, not only the winner's.
     n_threads
         Threads that look for the nearest buckets.
 
@@ -88,10 +73,8 @@ def vote_labels(
     query_codes, reference_codes = query.codes & mask, reference.codes[labelled] & mask
     query_means = _unit(query.means)
     reference_means = np.ascontiguousarray(_unit(reference.means[labelled]).T)
-    best = np.empty(query.n_tokens, dtype=np.int32)
-    confidence = np.empty(query.n_tokens)
-    distance = np.empty(query.n_tokens)
-    shares = np.empty((query.n_tokens, label_counts.shape[1]), dtype=np.float32) if keep_shares else None
+    distance = np.empty(query.n_tokens, dtype=np.float32)
+    shares = np.empty((query.n_tokens, label_counts.shape[1]), dtype=np.float32)
     # The votes of each voter are held too, for each label (float64).
     rows_at_once = max(1, _BLOCK_ELEMENTS // max(len(labelled), 2 * n_voters * label_counts.shape[1]))
     room = np.empty((min(rows_at_once, query.n_tokens), len(labelled)), dtype=np.float32)
@@ -103,13 +86,10 @@ def vote_labels(
         voting = np.cumsum(cells, axis=1) - cells < n_neighbours
         votes = np.matmul(voting.astype(np.float64)[:, None], votes_of[voters])[:, 0]
         total = votes.sum(axis=1)
-        best[block] = votes.argmax(axis=1)
-        confidence[block] = votes.max(axis=1) / total
-        if shares is not None:
-            shares[block] = votes / total[:, None]
+        shares[block] = votes / total[:, None]
         differing = np.bitwise_count(query_codes[block][:, None] ^ reference_codes[voters]).sum(axis=2, dtype=np.int64)
         distance[block] = (voting * cells * differing).sum(axis=1) / total
-    return Vote(np.where(confidence < unknown_threshold, np.int32(-1), best), best, confidence, distance, shares)
+    return Vote(shares, distance)
 
 
 def _unit(means: NDArray[np.float32]) -> NDArray[np.float32]:

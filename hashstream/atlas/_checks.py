@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 
 from hashstream.atlas.chunk import CsrChunk
-from hashstream.errors import HashStreamError, InputError, SettingsError, TargetExistsError
+from hashstream.errors import HashStreamError, InputError, SettingsError
 
 WIDENING = ("uint8", "uint16", "uint32", "float32")
 """Dtypes of stored values, each of which holds what the one before holds (uint32 and float32: see `CsrFiles`)."""
+
+ZARR_SIGNS = ("zarr.json", ".zgroup", ".zmetadata")
+"""Files one of which the folder of a zarr store has."""
 
 _OTHER_FORMATS = (".h5ad", ".h5", ".hdf5", ".loom", ".csv", ".tsv", ".txt", ".mtx", ".gz", ".parquet", ".npz", ".zip")
 
@@ -47,7 +50,7 @@ def needed_dtype(chunk: CsrChunk) -> str:
             raise InputError(
                 f"rows {chunk.start:,} to {chunk.stop:,}: values that are not finite; replace NaN and infinity first"
             )
-        if low < 0 or high > np.iinfo(np.uint32).max or not np.array_equal(np.rint(data), data):
+        if low < 0 or not np.array_equal(np.rint(data), data):
             return "float32"
     elif data.dtype.kind not in "iub":
         raise InputError(f"rows {chunk.start:,} to {chunk.stop:,}: values of type {data.dtype}, expected numbers")
@@ -60,16 +63,6 @@ def needed_dtype(chunk: CsrChunk) -> str:
         f"rows {chunk.start:,} to {chunk.stop:,}: a value of {int(high):,}, expected counts below 2^32; "
         "check that the array holds counts"
     )
-
-
-def check_target(path: Path, overwrite: bool) -> None:
-    """Raise TargetExistsError if `path` is there and is not to be replaced, or is no zarr store."""
-    if not path.exists():
-        return
-    if not overwrite:
-        raise TargetExistsError(f"{path} exists already; choose another name, or replace it with --force")
-    if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-        raise TargetExistsError(f"{path} exists and is not a zarr store, so it is not replaced; choose another name")
 
 
 def check_ending(path: Path) -> None:

@@ -28,6 +28,7 @@ _STEPS_V2 = ("blosc", "zstd", "gzip", "zlib")
 _STEPS_HDF5 = {1: "gzip", 2: "shuffle"}  # H5Z_FILTER_DEFLATE, H5Z_FILTER_SHUFFLE
 _SLACK = 4096  # what headers may take of a chunk that compression does not make smaller
 _KEPT_SHARDS = 2
+_MOST_SHARD_CHUNKS = 1 << 15  # the table of a shard with more would take long to check
 
 #: Gives room for so many bytes.
 Room = Callable[[int], NDArray[np.uint8]]
@@ -109,6 +110,8 @@ def _layout_v3(array: Any) -> Layout | None:
         if sharding.index_location.value != "end":
             return None
         shard_chunks = n_elements // sharding.chunk_shape[0]
+        if shard_chunks > _MOST_SHARD_CHUNKS:
+            return None
         (n_elements,), codecs = sharding.chunk_shape, sharding.codecs
     if not codecs or not _is_little(codecs[0]) or any(type(codec) not in _STEPS_V3 for codec in codecs[1:]):
         return None

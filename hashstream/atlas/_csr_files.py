@@ -121,14 +121,15 @@ class CsrFiles:
         a kill in between leaves a state that names a folder that is whole.
         """
         needed = needed_dtype(chunk)
-        if WIDENING.index(needed) <= WIDENING.index(self.dtype.name):
-            return None
         old, new = self.dtype, np.dtype(needed)
-        if old == np.uint32 and new == np.float32:
+        mixed = old == np.uint32 and new == np.float32
+        if mixed or (old == np.float32 and new == np.uint32 and not np.array_equal(chunk.data.astype(old), chunk.data)):
             raise InputError(
-                f"rows {chunk.start:,} to {chunk.stop:,}: values that are not counts, after counts above 65,535: no "
+                f"rows {chunk.start:,} to {chunk.stop:,}: both counts above 65,535 and values that are not counts: no "
                 "dtype of an atlas holds both exactly; store the counts alone"
             )
+        if WIDENING.index(needed) <= WIDENING.index(self.dtype.name):
+            return None
         self._drain()
         self.dtype = new
         self._data_buffer = self._data_buffer.astype(new)

@@ -212,16 +212,18 @@ def affordable_cells(atlas: Atlas, n_cells: int, max_nnz: int) -> int:
 def _draw_ranges(atlas: Atlas, *, n_cells: int, seed: int) -> list[RowRange]:
     if n_cells >= atlas.n_cells:
         starts = np.arange(0, atlas.n_cells, BLOCK_ROWS)
+        ends = starts + BLOCK_ROWS
     else:
         n_blocks = -(-n_cells // BLOCK_ROWS)
         edges = np.linspace(0, atlas.n_cells, n_blocks + 1).astype(np.int64)
         room = np.maximum(np.diff(edges) - BLOCK_ROWS, 0)
         starts = edges[:-1] + np.random.default_rng(seed).integers(0, room + 1)
+        ends = np.minimum(starts + BLOCK_ROWS, edges[1:])
     offsets = atlas.offsets
     ranges = []
     taken = 0
-    for start in starts.tolist():
-        stop = min(start + BLOCK_ROWS, atlas.n_cells, start + max(n_cells - taken, 0))
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        stop = min(end, atlas.n_cells, start + max(n_cells - taken, 0))
         for store, (low, high) in enumerate(zip(offsets, offsets[1:], strict=False)):
             first, last = max(start, low), min(stop, high)
             if first < last:

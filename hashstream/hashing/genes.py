@@ -59,7 +59,8 @@ def match_genes(
     """The best match of the Hasher's genes with a gene table.
 
     Names and ids of the Hasher are compared with the index and every text column of `var`, first as they are, then
-    without regard to case and to an Ensembl version suffix; the comparison that finds most genes is taken.
+    without regard to case and to an Ensembl version suffix; the comparison that finds most genes is taken. Of several
+    columns that match one gene the first is taken.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def match_genes(
     Raises
     ------
     InputError
-        If fewer genes match, or two columns match one gene.
+        If fewer genes match.
     """
     columns = var if isinstance(var, Mapping) else gene_columns(var)
     best = GeneMatch(np.full(len(columns[VAR_NAMES]), -1, dtype=np.int32), len(names), 0, "nothing")

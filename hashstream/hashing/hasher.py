@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _TENSORS = "hasher.safetensors"
-_META = "hasher.json"
+HASHER_META = "hasher.json"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Hasher:
             "gene_ids": None if self.gene_ids is None else [str(i) for i in self.gene_ids],
             "provenance": dict(self.provenance),
         }
-        (folder / _META).write_text(json.dumps(meta, indent=1) + "\n")
+        (folder / HASHER_META).write_text(json.dumps(meta, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Hasher:
@@ -148,11 +148,11 @@ class Hasher:
         from safetensors.numpy import load_file
 
         folder = Path(folder)
-        for name in (_META, _TENSORS):
+        for name in (HASHER_META, _TENSORS):
             if not (folder / name).is_file():
                 raise InputError(f"{folder}: not a hasher: it has no {name}. Make one with `hashstream fit`.")
         try:
-            meta = json.loads((folder / _META).read_text())
+            meta = json.loads((folder / HASHER_META).read_text())
             version = meta["format_version"]
             if version != FORMAT_VERSION:
                 raise InputError(
@@ -175,17 +175,37 @@ class Hasher:
                 bit_bias=tensors["bits.bias"],
                 provenance=meta.get("provenance", {}),
             )
-            found = hasher.fingerprint()
+            hasher._check()
+            found, stated = hasher.fingerprint(), str(meta["fingerprint"])
         except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
             raise InputError(
                 f"{folder}: the hasher is damaged ({type(error).__name__}: {error}). Copy it again, or fit it again."
             ) from error
-        if found != meta["fingerprint"]:
+        if found != stated:
             raise InputError(
                 f"{folder}: the hasher's content does not fit its fingerprint (found {found[:12]}, stated "
-                f"{str(meta['fingerprint'])[:12]}): it was changed or damaged. Copy it again, or fit it again."
+                f"{stated[:12]}): it was changed or damaged. Copy it again, or fit it again."
             )
         return hasher
+
+    def _check(self) -> None:
+        """ValueError unless the arrays fit together and can be computed with."""
+        ids = self.n_genes if self.gene_ids is None else len(self.gene_ids)
+        if not self.gene_mean.shape == self.gene_scale.shape == (self.n_genes,) or ids != self.n_genes:
+            raise ValueError(f"{self.n_genes} gene names, but as many ids, means and scales are expected")
+        if not (
+            np.isfinite(self.gene_mean).all() and np.isfinite(self.gene_scale).all() and (self.gene_scale > 0).all()
+        ):
+            raise ValueError("means or scales of genes that are not finite, or scales that are not positive")
+        EncoderWeights(
+            cap=np.zeros(self.n_genes, np.float32),
+            weights=self.weights,
+            biases=self.biases,
+            activations=self.activations,
+            bit_weight=self.bit_weight,
+            bit_bias=self.bit_bias,
+            target_sum=self.target_sum,
+        )
 
     def _constants(self) -> dict[str, Any]:
         return {"target_sum": self.target_sum, "clip": self.clip, "activations": list(self.activations)}

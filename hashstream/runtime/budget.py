@@ -27,7 +27,10 @@ def parse_bytes(text: str | int) -> int:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", str(text).lower())
     if match is None or match[2] not in _UNITS:
         raise SettingsError(f"{text!r} is no amount of memory; expected for example 1GiB, 500MB or a number of bytes.")
-    return int(float(match[1]) * _UNITS[match[2]])
+    n_bytes = float(match[1]) * _UNITS[match[2]]
+    if not math.isfinite(n_bytes):
+        raise SettingsError(f"{text!r} is more memory than there can be.")
+    return int(n_bytes)
 
 
 def format_bytes(n: float) -> str:

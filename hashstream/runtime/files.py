@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,15 @@ def own_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def check_target(target: Path, *, force: bool) -> None:
-    """See that `target` can be made: the folders above it are, where they are not there.
+def check_folder_target(target: Path, kind: str, signs: Sequence[str], *, force: bool) -> None:
+    """See that a folder `target` can be made: the folders above it are, where they are not there.
+
+    Parameters
+    ----------
+    kind : str
+        What the folder will be, such as "run".
+    signs : sequence of str
+        Files that such a folder has: `force` replaces a folder that is empty or has one of them, and nothing else.
 
     Raises
     ------
@@ -39,6 +46,25 @@ def check_target(target: Path, *, force: bool) -> None:
     InputError
         If the folders above it cannot be made.
     """
+    _check_target(target, force=force)
+    if target.is_dir():
+        is_such = any((target / sign).exists() for sign in signs) or not any(target.iterdir())
+    else:
+        is_such = not target.exists()
+    if not is_such:
+        raise TargetExistsError(
+            f"{target}: it is there and is no {kind}, so --force does not replace it; choose another."
+        )
+
+
+def check_file_target(target: Path, *, force: bool) -> None:
+    """As `check_folder_target`, for a file: a folder of that name is never replaced."""
+    if target.is_dir():
+        raise TargetExistsError(f"{target}: a folder; give the name of a file to write.")
+    _check_target(target, force=force)
+
+
+def _check_target(target: Path, *, force: bool) -> None:
     if target.exists() and not force:
         raise TargetExistsError(f"{target}: already there; choose another target, or replace it with --force.")
     try:
@@ -47,13 +73,6 @@ def check_target(target: Path, *, force: bool) -> None:
         raise InputError(
             f"{target.parent}: this folder cannot be made ({error.strerror}); choose another target."
         ) from error
-
-
-def check_file_target(target: Path, *, force: bool) -> None:
-    """As `check_target`, for a file: a folder of that name is never replaced."""
-    if target.is_dir():
-        raise TargetExistsError(f"{target}: a folder; give the name of a file to write.")
-    check_target(target, force=force)
 
 
 @contextmanager

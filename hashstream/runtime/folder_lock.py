@@ -51,15 +51,15 @@ class FolderLock:
 
 
 @contextmanager
-def new_folder(target: Path, *, keep: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, *, keep: str | None = None) -> Iterator[Path]:
     """A folder beside `target`, held by this process alone, that takes its place if all goes well.
 
     Parameters
     ----------
     target
     keep
-        Take what an earlier call left in the folder, and leave there what is in it if something goes wrong; otherwise
-        it begins empty, and is removed then.
+        Name of what an earlier call may have left in the folder, which stays, and with it the folder if something goes
+        wrong. Otherwise the folder begins empty, and is removed then.
 
     Raises
     ------
@@ -70,13 +70,13 @@ def new_folder(target: Path, *, keep: bool = False) -> Iterator[Path]:
     lock = FolderLock(folder)
     try:
         restore(target)
-        if not keep:
-            for left in folder.iterdir():
+        for left in folder.iterdir():
+            if left.name != keep:
                 remove(left)
         yield folder
         publish(folder, target)
     except BaseException:
-        if not keep:
+        if keep is None:
             remove(folder)
         raise
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.errors import SettingsError
+from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.kernels import unpack_bits
 
@@ -19,7 +19,7 @@ class AnchorSigns:
     """Anchors as this stage needs them: names, and the bits of each as -1 and 1."""
 
     names: list[str]
-    signs: NDArray[np.float64]  # (n_classes, n_bits)
+    signs: NDArray[np.float64]  # (n_classes, n_bits): the first bits of a code, which alone decide the type
 
     def of(self, name: str) -> NDArray[np.float64]:
         """The signs of a class, (n_bits,). Raises SettingsError where there is none of this name."""
@@ -30,11 +30,16 @@ class AnchorSigns:
 
 
 def load_anchors(folder: str | Path, hasher: Hasher) -> AnchorSigns:
-    """The anchors that `hashstream fit --method anchors` keeps beside its Hasher."""
+    """The anchors that `hashstream fit --method anchors` keeps beside its Hasher.
+
+    Raises
+    ------
+    InputError
+        There are none, or they are another Hasher's.
+    """
     from hashstream.annotate.anchors import Anchors
 
     anchors = Anchors.load(folder)
-    signs = np.zeros((anchors.n_classes, hasher.n_bits))
-    # The bits after the anchors' own say how well a cell fits any type: they have no part in the choice of one.
-    signs[:, : anchors.n_bits] = 2.0 * unpack_bits(anchors.anchors, anchors.n_bits) - 1.0
-    return AnchorSigns(list(anchors.names), signs)
+    if anchors.hasher_fingerprint != hasher.fingerprint():
+        raise InputError(f"{folder}: its anchors belong to another hasher than the one beside them. Fit it again.")
+    return AnchorSigns(list(anchors.names), 2.0 * unpack_bits(anchors.anchors, anchors.n_bits) - 1.0)

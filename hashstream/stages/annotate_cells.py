@@ -103,15 +103,12 @@ def reference_shares(
     counts, known = bucket_counts(reference, labels, n_labels), reference.tokens(halves=False)
 
     def shares_of(tokens: Tokens) -> LabelShares:
-        vote = vote_labels(
-            tokens, known, counts, n_neighbours=n_neighbours, keep_shares=True, n_threads=available_threads()
-        )
+        vote = vote_labels(tokens, known, counts, n_neighbours=n_neighbours, n_threads=available_threads())
         shares = vote.shares
-        assert shares is not None
         if discriminant is not None:
             shares += discriminant.probabilities(tokens.means)
             shares /= 2
-        return LabelShares(shares, vote.distance.astype(np.float32))
+        return LabelShares(shares, vote.distance)
 
     return shares_of
 

@@ -86,7 +86,8 @@ def _standardise(
     totals = np.bincount(cells, weights=values, minlength=n)
     used = genes >= 0
     y = np.zeros((n, hasher.n_genes))
-    y[cells[used], genes[used]] = np.log1p(values[used] * (hasher.target_sum / totals[cells[used]]))
+    factors = np.divide(hasher.target_sum, totals, out=np.zeros(n), where=totals > 0)
+    y[cells[used], genes[used]] = np.log1p(values[used] * factors[cells[used]])
     z = np.minimum((y - hasher.gene_mean) / hasher.gene_scale, hasher.clip)
     return np.where(here, z, 0.0)
 

@@ -14,7 +14,7 @@ from hashstream.atlas.open import Atlas
 from hashstream.atlas.write import AtlasWriter
 from hashstream.datasets import pbmc3k
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, remove
+from hashstream.runtime.files import check_folder_target, remove
 from hashstream.runtime.run import Run
 from hashstream.stages.annotate import annotate
 from hashstream.stages.cluster import cluster
@@ -26,6 +26,8 @@ from hashstream.stages.report import report
 from hashstream.stages.truth import run_column
 
 TRUTH = "cell_type"
+#: Files that a demo makes first or, once it is done, has.
+_SIGNS = ("run/run.json", "reference.zarr", "reference.zarr.partial", "atlas.zarr", "atlas.zarr.partial")
 SIMULATION: dict[str, Any] = {"n_genes": 63_561, "n_types": 54, "n_batches": 8, "nnz_per_cell": 600}
 
 
@@ -61,9 +63,9 @@ def demo(
         place: Any = tempfile.TemporaryDirectory(prefix="hashstream-demo-")
     else:
         folder = Path(folder)
-        check_target(folder, force=force)
+        check_folder_target(folder, "demo", _SIGNS, force=force)
         remove(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir()
         place = nullcontext(str(folder))
     with place as name:
         result = _run(Path(name), cells, seed, progress)

@@ -24,9 +24,9 @@ from hashstream.hashing.moment_match import moment_matched
 from hashstream.kernels import EncoderWeights, encode_rows
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, remove
+from hashstream.runtime.files import check_folder_target, remove
 from hashstream.runtime.provenance import Timings
-from hashstream.runtime.record import read_record
+from hashstream.runtime.record import META, read_record
 from hashstream.runtime.run import HASHER, Run
 from hashstream.stages.distribute import ClusterSettings, require_distributed, run_on_cluster
 from hashstream.stages.encode_finish import finish, name_run, remove_replaced
@@ -100,7 +100,7 @@ def encode(
     """
     target, settings, progress = Path(target), settings or EncodeSettings(), progress or Silent()
     timings = Timings()
-    check_target(target, force=force)
+    check_folder_target(target, "run", (META,), force=force)
     cluster = cluster or ClusterSettings()
     if cluster:
         require_distributed()
@@ -199,10 +199,12 @@ def _encode(
     fit_settings = fit_settings or PcaItqSettings()
     if hasher is not None and not isinstance(hasher, Hasher):
         hasher = Hasher.load(hasher)
+    projection = project_encode(
+        atlas, settings, hasher or fit_settings, distributed=bool(cluster), sampled=moment_match
+    )
+    chunk_bytes = chunk_bytes_of(projection, settings)
     if moment_match:
         hasher = _matched(hasher, atlas, settings, sample_cells, seed, progress)
-    projection = project_encode(atlas, settings, hasher or fit_settings, distributed=bool(cluster))
-    chunk_bytes = chunk_bytes_of(projection, settings)
     with timings.measure("fit"):
         hasher, made_by = _hasher(hasher, atlas, work if joining else None, fit_settings, sample_cells, seed, progress)
     job = EncodeJob(atlas, hasher, bind(hasher, atlas, settings, progress), settings, chunk_bytes)
@@ -308,7 +310,7 @@ def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = (
         If partitions are missing; the message lists them.
     """
     target = Path(target)
-    check_target(target, force=force)
+    check_folder_target(target, "run", (META,), force=force)
     work = WorkDir.of(target)
     if not work.exists() and not work.is_whole():
         if target.exists() and remove_replaced(work, target):  # an earlier call was killed at the very end

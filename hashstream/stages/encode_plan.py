@@ -120,6 +120,7 @@ def dry_run(
     fit_settings: PcaItqSettings | None = None,
     layer: str | None = None,
     distributed: bool = False,
+    moment_match: bool = False,
 ) -> dict[str, Any]:
     """What `encode` would do: partitions, chunks, bytes to read and to write, projected memory. Nothing is written.
 
@@ -135,7 +136,7 @@ def dry_run(
     if hasher is not None and not isinstance(hasher, Hasher):
         hasher = Hasher.load(hasher)
     made_by = hasher or fit_settings or PcaItqSettings()
-    projection = project_encode(atlas, settings, made_by, distributed=distributed)
+    projection = project_encode(atlas, settings, made_by, distributed=distributed, sampled=moment_match)
     n_bits, n_dims, _ = shape_of(made_by)
     chunk_bytes = chunk_bytes_of(projection, settings)
     stored = [store.matrix.nnz for store in atlas.stores]
@@ -160,7 +161,12 @@ def shape_of(hasher: Hasher | PcaItqSettings) -> tuple[int, int, int]:
 
 
 def project_encode(
-    atlas: Atlas, settings: EncodeSettings, hasher: Hasher | PcaItqSettings, *, distributed: bool = False
+    atlas: Atlas,
+    settings: EncodeSettings,
+    hasher: Hasher | PcaItqSettings,
+    *,
+    distributed: bool = False,
+    sampled: bool = False,
 ) -> Projection:
     """The memory model of `encode`.
 
@@ -169,7 +175,7 @@ def project_encode(
     one that opened the atlas decode with, and chunks: one with each thread, what the kernels made of as many and of the
     `AHEAD` that wait, taken for no larger than the chunks, and of two more that are being counted; of an atlas on the
     network, the bytes of one on their way too. On a GPU threads only read, and pinned copies come to it. With settings
-    instead of a Hasher, one is fitted first.
+    instead of a Hasher, one is fitted first; with `sampled`, a sample is drawn that a given Hasher is matched to.
     """
     n_bits, n_dims, n_genes = shape_of(hasher)
     n_words = (n_bits + 63) // 64
@@ -191,7 +197,7 @@ def project_encode(
     network = max(store.network_bytes for store in atlas.stores)
     if network:
         fixed["network"] = network
-    if not isinstance(hasher, Hasher):
+    if sampled or not isinstance(hasher, Hasher):
         sample_nnz = min(expected_values(atlas), DEFAULT_SAMPLE_NNZ)
         # The sample (index and value), and then what remains of it, twice, beside what its components take and groups
         # of cells. It comes before the pass, so the larger of the two counts. Half of the values are taken to remain,

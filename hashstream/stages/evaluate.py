@@ -14,7 +14,7 @@ from hashstream.errors import InputError
 from hashstream.metrics import clustering_metrics, label_metrics, purity
 from hashstream.runtime.arrow import numbers_of
 from hashstream.runtime.run import Run
-from hashstream.stages.truth import bucket_counts, run_column
+from hashstream.stages.truth import bucket_counts, run_labels
 
 #: Columns of labels, each of which is scored where the run has it.
 _LABELS = ("label", "label_majority")
@@ -30,7 +30,7 @@ def evaluate(
     run
         A run, or its path.
     truth
-        Column of obs with the true types; cells without a value are left out.
+        Column of obs with the true types; cells without a value, or with 'unknown', are left out.
     atlas
         Where the atlas is now, if not where it was encoded.
 
@@ -47,7 +47,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     atlas = [atlas] if isinstance(atlas, str | Path) else atlas
-    codes, names = run_column(run, truth, atlas=atlas)
+    codes, names = run_labels(run, truth, atlas=atlas)
     counts = bucket_counts(run, codes, len(names))
     n_cells = int(counts.sum())
     if n_cells == 0:

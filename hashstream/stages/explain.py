@@ -153,7 +153,7 @@ def explain(
         model = run.hasher()  # with the run's own moments, if genes were matched to the reference's
     min_overlap = 0.0 if own else DEFAULT_MIN_OVERLAP
     z, present = standardised_cells(open_run_atlas(run, atlas), rows, model, min_overlap=min_overlap)
-    layers = hash_layers(model)
+    layers = hash_layers(model, anchors.signs.shape[1])
     n_read = len(z)
     if settings.what == "bucket":
         z = z.mean(axis=0, keepdims=True)
@@ -186,14 +186,14 @@ def explain(
     }
 
 
-def hash_layers(hasher: Hasher) -> HashLayers:
-    """The layers of a Hasher as float64 arrays."""
+def hash_layers(hasher: Hasher, n_bits: int) -> HashLayers:
+    """The layers of a Hasher as float64 arrays, with its first bits: those behind the anchors' decide no type."""
     return HashLayers(
         weights=tuple(w.astype(np.float64) for w in hasher.weights),
         biases=tuple(b.astype(np.float64) for b in hasher.biases),
         activations=hasher.activations,
-        bit_weight=hasher.bit_weight.astype(np.float64),
-        bit_bias=hasher.bit_bias.astype(np.float64),
+        bit_weight=hasher.bit_weight[:, :n_bits].astype(np.float64),
+        bit_bias=hasher.bit_bias[:n_bits].astype(np.float64),
     )
 
 

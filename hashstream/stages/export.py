@@ -20,7 +20,7 @@ from hashstream.atlas._frames import encoding, plain_values, write_names
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.exchange import publish
-from hashstream.runtime.files import check_target, remove
+from hashstream.runtime.files import check_file_target, remove
 from hashstream.runtime.folder_lock import FolderLock
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.run import Run
@@ -30,6 +30,8 @@ from hashstream.stages.run_atlas import open_run_atlas, open_run_obs
 OBSM_KEY = "X_hash"
 _PREFIX = "hashstream_"
 _BLOCK_ROWS = 1 << 16
+#: Files of zarr that some versions of it write in place.
+_METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
 
 
 def export(
@@ -71,7 +73,7 @@ def export(
         raise SettingsError(f"{target}: expected a name that ends in .h5ad or .zarr.")
     if target.suffix == ".zarr" and target.exists():
         return _into_existing(run, target, force=force)
-    check_target(target, force=force)
+    check_file_target(target, force=force)
     if target.exists() and any(target.resolve() == Path(path).resolve() for path in (*run.input_paths, *(atlas or ()))):
         raise SettingsError(
             f"{target}: this is the atlas that was encoded, of which a new file would hold less (no obsm, layers or "
@@ -334,7 +336,10 @@ def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the file system knows no links."""
+    """A second name for a file, or a copy of what may be written in place and where the file system knows no links."""
+    if Path(source).name in _METADATA:
+        shutil.copy2(source, target)
+        return
     try:
         os.link(source, target)
     except OSError as error:

@@ -15,9 +15,10 @@ from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, Sample, draw_sample
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher, PcaItqSettings, fit_pca_itq
 from hashstream.hashing.device import choose_device
+from hashstream.hashing.hasher import HASHER_META
 from hashstream.hashing.neural import NeuralSettings, fit_neural
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target, remove
+from hashstream.runtime.files import check_folder_target, remove
 from hashstream.runtime.folder_lock import new_folder
 from hashstream.runtime.memory import trim
 from hashstream.runtime.provenance import available_threads
@@ -189,9 +190,9 @@ def fit(
     InputError, SettingsError, TargetExistsError, MissingDependencyError, TrainingError
     """
     target = Path(target)
-    check_target(target, force=force)
+    check_folder_target(target, "hasher", (HASHER_META,), force=force)
     atlas = open_atlas(sources, layer=layer)
-    with new_folder(target, keep=True) as folder:  # an interrupted training can be resumed
+    with new_folder(target, keep=_CHECKPOINT) as folder:  # an interrupted training can be resumed
         if not resume:
             remove(folder / _CHECKPOINT)
         try:

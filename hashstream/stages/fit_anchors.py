@@ -14,8 +14,9 @@ from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.hashing.anchors import AnchorSettings
 from hashstream.hashing.anchors import fit_anchors as learn_anchors
+from hashstream.hashing.hasher import HASHER_META
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target
+from hashstream.runtime.files import check_folder_target
 from hashstream.runtime.folder_lock import new_folder
 from hashstream.stages.truth import categories, without_unknown
 
@@ -54,7 +55,7 @@ def fit_anchors(
     InputError, SettingsError, TargetExistsError, MissingDependencyError, TrainingError
     """
     target, progress = Path(target), progress or Silent()
-    check_target(target, force=force)
+    check_folder_target(target, "hasher", (HASHER_META,), force=force)
     atlas = open_atlas(sources, layer=layer)
     codes, names = without_unknown(*_column(atlas, labels))
     batches = None

@@ -18,7 +18,7 @@ from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_file_target, new_file
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
-from hashstream.runtime.run import Run
+from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
 from hashstream.stages.composition_table import CompositionWriter
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.encode_stream import encoded_chunks
@@ -195,11 +195,13 @@ class _Job:
                 yield start, cells.nearest(codes, self.settings.k, n_threads=self.threads)
 
     def _of_cells_by_code(self) -> Iterator[tuple[int, NearestCells]]:
-        for start in range(0, self.run.n_cells, self.block):
-            codes = self.run.codes(start, min(start + self.block, self.run.n_cells))
-            distinct, which = np.unique(codes, axis=0, return_inverse=True)
-            found = self.cells.nearest(distinct, self.settings.k, n_threads=self.threads)
-            yield start, NearestCells(*(values[which.reshape(-1)] for values in found))
+        for first in range(0, self.run.n_cells, CODE_CHUNK_ROWS):
+            stored = self.run.codes(first, min(first + CODE_CHUNK_ROWS, self.run.n_cells))
+            for start in range(0, len(stored), self.block):
+                codes = stored[start : start + self.block]
+                distinct, which = np.unique(codes, axis=0, return_inverse=True)
+                found = self.cells.nearest(distinct, self.settings.k, n_threads=self.threads)
+                yield first + start, NearestCells(*(values[which.reshape(-1)] for values in found))
 
     def _of_cells_by_margins(self) -> Iterator[tuple[int, NearestCells]]:
         run, hasher = self.run, self.run.hasher()

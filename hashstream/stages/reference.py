@@ -19,7 +19,7 @@ from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.database_schema import MAX_CATEGORIES, META, Source
 from hashstream.runtime.database_write import DatabaseWriter
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_target
+from hashstream.runtime.files import check_folder_target
 from hashstream.runtime.folder_lock import new_folder
 from hashstream.runtime.provenance import peak_rss_bytes
 from hashstream.runtime.run import Run
@@ -74,11 +74,7 @@ def build_reference(
     """
     target, progress = Path(target), progress or Silent()
     begin = time.perf_counter()
-    check_target(target, force=force)
-    if target.exists() and not (target / META).is_file():
-        raise SettingsError(
-            f"{target}: it is there and is no reference, so --force does not replace it; choose another."
-        )
+    check_folder_target(target, "reference", (META,), force=force)
     opened = _open_runs(runs)
     wanted = [_Wanted(labels, "labels")]
     wanted += [] if batch_key is None else [_Wanted(batch_key, "batch")]

@@ -53,6 +53,8 @@ def test_no_hierarchy_is_the_threshold_alone() -> None:
 def test_hierarchies_that_make_no_sense() -> None:
     with pytest.raises(InputError, match=r"circle: a -> b -> a"):
         hierarchical_labels(np.ones((1, 2)) / 2, ["a", "c"], {"a": "b", "b": "a"})
+    with pytest.raises(InputError, match="the name 'unknown'"):
+        hierarchical_labels(np.ones((1, 2)) / 2, ["a", "c"], {"a": "unknown"})
     with pytest.raises(InputError, match="none of the classes, 'a', 'c'"):
         hierarchical_labels(np.ones((1, 2)) / 2, ["a", "c"], {"x": "y"})
 

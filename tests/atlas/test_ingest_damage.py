@@ -190,6 +190,16 @@ def test_bad_tenx(tmp_path: Path) -> None:
         file["matrix/barcodes"] = np.array(["a"], dtype="S")
     with pytest.raises(InputError, match="1 barcodes, but the shape says 60"):
         ingest(tmp_path / "a.h5", tmp_path / "out.zarr", max_memory_bytes=BIG)
+    with h5py.File(tmp_path / "a.h5", "a") as file:  # names that nobody could hold: their number is looked at first
+        del file["matrix/barcodes"]
+        file["matrix"].create_dataset("barcodes", shape=(10**12,), dtype="S16", chunks=(1000,))
+    with pytest.raises(InputError, match="1,000,000,000,000 barcodes, but the shape says 60"):
+        ingest(tmp_path / "a.h5", tmp_path / "out.zarr", max_memory_bytes=BIG)
+    write_loom(tmp_path / "c.loom", counts())
+    with h5py.File(tmp_path / "c.loom", "a") as file:
+        file["col_attrs"].create_dataset("depth", shape=(10**12,), dtype="i8", chunks=(1000,))
+    with pytest.raises(InputError, match="depth has 1,000,000,000,000 values, expected 60"):
+        ingest(tmp_path / "c.loom", tmp_path / "out.zarr", max_memory_bytes=BIG)
     write_tenx(tmp_path / "b.h5", counts(), 2)
     with h5py.File(tmp_path / "b.h5", "a") as file:
         file.copy("GRCh38", "mm10")
@@ -206,6 +216,7 @@ BAD_MTX = {
         "mtx",
         r"line \d+: expected a row up to 25, a column up to",
     ),
+    "half a row": (lambda t: t.replace("\n5 ", "\n5.5 ", 1), "mtx", r"line \d+: expected a row"),
     "words": (lambda t: t.replace("\n5 ", "\nfive ", 1), "mtx", r"line \d+: expected a row"),
     "not mtx": (lambda t: "hello" + t, "mtx", "not a MatrixMarket file"),
     "fraction": (lambda t: t.rstrip("\n") + ".5\n", "mtx", r"row 59: a value that is not a whole number \(cell c59\)"),

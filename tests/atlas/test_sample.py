@@ -47,6 +47,13 @@ def test_a_hasher_does_not_depend_on_how_counts_are_stored(stored: dict[str, Pat
     assert one.fingerprint() == two.fingerprint()
 
 
+@pytest.mark.parametrize("n_cells", [1, 300, 513, 770, 899, 900, 5000])
+def test_no_cell_is_drawn_twice(stored: dict[str, Path], n_cells: int) -> None:
+    rows = np.concatenate([block.rows for block in draw_sample(open_atlas(stored["sparse"]), n_cells=n_cells).blocks])
+    assert len(rows) == min(n_cells, 900)
+    assert (np.diff(rows) > 0).all()
+
+
 def test_values_of_a_dense_matrix_are_reckoned_from_some_rows(stored: dict[str, Path]) -> None:
     """So that of a dense store no fewer cells are sampled than of a sparse one."""
     exact = expected_values(open_atlas(stored["sparse"]))

@@ -160,6 +160,22 @@ def test_fractions_become_float32_and_whole_floats_counts(tmp_path: Path) -> Non
     assert same(got, x)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_no_dtype_holds_is_refused(tmp_path: Path, order: int) -> None:
+    """2^24 + 1 is no float32, and a half no integer; which comes first does not matter."""
+    large, half = (sp.csr_matrix(np.array([[3, value]])) for value in (2**24 + 1, 0.5))
+    with pytest.raises(InputError, match="no dtype of an atlas holds both"):
+        write(tmp_path / "a.zarr", sp.vstack([large, half][::order]).tocsr(), 1)
+    exact = sp.csr_matrix(np.array([[3.0, 2**20], [1.0, 0.5]]))
+    assert same(ad.read_zarr(write(tmp_path / "b.zarr", exact[::-1].tocsr(), 1)).X, exact[::-1].tocsr())
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_counts_beyond_every_dtype(tmp_path: Path, dtype: type) -> None:
+    with pytest.raises(InputError, match=r"expected counts below 2\^32"):
+        write(tmp_path / "a.zarr", sp.csr_matrix(np.array([[3, 2**32 + 10]], dtype=dtype)))
+
+
 def test_many_genes_take_signed_indices(tmp_path: Path) -> None:
     x = sp.csr_matrix((np.array([1, 2]), np.array([3, 69_999]), np.array([0, 1, 2])), shape=(2, 70_000))
     got = ad.read_zarr(write(tmp_path / "a.zarr", x)).X
@@ -197,14 +213,15 @@ def test_obs_in_blocks_unites_categories(tmp_path: Path) -> None:
 def test_target_is_replaced_only_when_asked(tmp_path: Path) -> None:
     x = counts(20, 10)
     path = write(tmp_path / "a.zarr", x)
-    with pytest.raises(TargetExistsError, match="exists already"):
+    with pytest.raises(TargetExistsError, match="already there"):
         write(path, x)
     write(path, x[:5], overwrite=True)
     assert ad.read_zarr(path).n_obs == 5
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
     other = tmp_path / "notes"
     other.mkdir()
-    with pytest.raises(TargetExistsError, match="not a zarr store"):
+    (other / "todo.txt").write_text("")
+    with pytest.raises(TargetExistsError, match="is no zarr store"):
         write(other, x, overwrite=True)
 
 

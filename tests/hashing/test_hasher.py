@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -44,6 +45,23 @@ def test_tampering_is_noticed(hasher: Hasher, tmp_path: Path) -> None:
     (tmp_path / "h" / "hasher.json").write_text(json.dumps(meta))
     with pytest.raises(InputError, match="damaged"):
         Hasher.load(tmp_path / "h")
+
+
+def test_what_does_not_fit_together_is_damaged(hasher: Hasher, tmp_path: Path) -> None:
+    hasher.save(tmp_path / "h")
+    meta = json.loads((tmp_path / "h" / "hasher.json").read_text())
+    del meta["fingerprint"]
+    (tmp_path / "h" / "hasher.json").write_text(json.dumps(meta))
+    with pytest.raises(InputError, match="damaged .*fingerprint"):
+        Hasher.load(tmp_path / "h")
+    scale = hasher.gene_scale.copy()
+    scale[3] = 0
+    for number, change in enumerate(
+        ({"bit_weight": hasher.bit_weight[:-1]}, {"gene_mean": hasher.gene_mean[:-1]}, {"gene_scale": scale})
+    ):
+        replace(hasher, **change).save(tmp_path / str(number))
+        with pytest.raises(InputError, match="damaged"):
+            Hasher.load(tmp_path / str(number))
 
 
 def test_same_seed_same_hasher_and_other_seed_another(small_h5ad: Path, hasher: Hasher) -> None:

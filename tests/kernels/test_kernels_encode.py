@@ -1,4 +1,4 @@
-"""encode_rows, check_rows, log_normalise and gene_moments against their NumPy meaning."""
+"""encode_rows, check_rows and gene_moments against their NumPy meaning."""
 
 from __future__ import annotations
 
@@ -246,15 +246,44 @@ def test_log1p_is_accurate_and_exact_at_zero() -> None:
 
 @given(seed=st.integers(0, 2**32 - 1), n_rows=st.sampled_from(SIZES[:5]), dtype=st.sampled_from([np.uint8, np.float32]))
 @settings(max_examples=20, deadline=None)
-def test_log_normalise_and_moments_agree_with_the_reference(seed: int, n_rows: int, dtype: Any) -> None:
+def test_moments_agree_with_the_reference(seed: int, n_rows: int, dtype: Any) -> None:
     rng = np.random.default_rng(seed)
     rows = make_rows(rng, n_rows, 50, high=60, dtype=dtype)
-    got = kernels.log_normalise(*rows, 50, target_sum=1e4)
-    assert got.tobytes() == reference.log_normalise(*rows, 50, target_sum=1e4).tobytes()
     a, b = kernels.gene_moments(*rows, 50, target_sum=1e4), reference.gene_moments(*rows, 50, target_sum=1e4)
     assert a.n_cells == b.n_cells == n_rows
     for name in ("sum", "sum_sq", "nnz", "raw_sum", "raw_sum_sq"):
         assert getattr(a, name).tobytes() == getattr(b, name).tobytes()
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from([0, 1, 5]), n_out=st.sampled_from([1, 64, 70]))
+@settings(max_examples=10, deadline=None)
+def test_affine_rows_agree_with_the_reference(seed: int, n: int, n_out: int) -> None:
+    rng = np.random.default_rng(seed)
+    inputs, weight = rng.standard_normal((n, 33)), rng.standard_normal((33, n_out))
+    bias = rng.standard_normal(n_out).astype(np.float32)
+    got = kernels.affine_rows(inputs, weight, bias)
+    assert got.tobytes() == reference.affine_rows(inputs, weight, bias).tobytes()
+    for row in range(n):  # alone as among others
+        assert kernels.affine_rows(inputs[row : row + 1], weight, bias).tobytes() == got[row].tobytes()
+    with pytest.raises(ValueError, match="do not fit"):
+        kernels.affine_rows(inputs, weight[1:], bias)
+
+
+def test_bits_beyond_the_dimensions_are_not_set() -> None:
+    """An identity with more columns than rows is no list of signs: what stands behind the last dimension is no bit."""
+    rng = np.random.default_rng(3)
+    rows = make_rows(rng, 20, 30)
+    weights = EncoderWeights(
+        cap=np.full(30, np.inf),
+        weights=(rng.standard_normal((30, 10)),),
+        biases=(np.zeros(10),),
+        activations=("sigmoid",),
+        bit_weight=np.eye(10, 20),
+        bit_bias=np.zeros(20),
+        target_sum=1e4,
+    )
+    got, expected = (of.encode_rows(*rows, np.arange(30), weights) for of in (kernels, reference))
+    assert got.codes.tobytes() == expected.codes.tobytes()
 
 
 def test_moments_add_and_leave_bad_rows_out() -> None:

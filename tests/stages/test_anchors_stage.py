@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -14,14 +16,18 @@ import pytest
 from click.testing import Result
 
 from hashstream.annotate.anchors import Anchors
-from hashstream.errors import SettingsError
+from hashstream.atlas import open_atlas
+from hashstream.errors import BudgetError, InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.hashing.anchors import AnchorSettings
+from hashstream.kernels import unpack_bits
 from hashstream.runtime.run import Run
 from hashstream.stages.annotate_anchors import COLUMNS, annotate_by_anchors
+from hashstream.stages.cells import standardised_cells
 from hashstream.stages.encode import encode
+from hashstream.stages.encode_plan import EncodeSettings, dry_run
 from hashstream.stages.evaluate import evaluate
-from hashstream.stages.explain import ExplainSettings, explain
+from hashstream.stages.explain import ExplainSettings, explain, hash_layers
 from hashstream.stages.fit_anchors import fit_anchors
 from tests.synthetic import make_adata
 
@@ -92,6 +98,56 @@ def test_genes_of_a_type_are_explained_by_its_anchor(made: Path, tmp_path: Path)
     explain(made / "run", hasher=made / "hasher", target=tmp_path / "genes.csv", settings=ExplainSettings(label=name))
     lines = (tmp_path / "genes.csv").read_text().splitlines()
     assert len(lines) == 101
+
+
+def test_the_score_of_a_cell_is_how_near_its_soft_code_is_to_an_anchor(made: Path, tmp_path: Path) -> None:
+    """Over the anchor's bits: those that say how novel a cell is have no part in it."""
+    annotate_by_anchors(made / "run", hasher=made / "hasher", unknown_threshold=0)
+    anchors, hasher = Anchors.load(made / "hasher"), Hasher.load(made / "hasher")
+    assert anchors.n_bits < hasher.n_bits
+    found = explain(
+        made / "run",
+        hasher=made / "hasher",
+        target=tmp_path / "genes.csv",
+        settings=ExplainSettings(cell=0, label=anchors.names[0]),
+    )
+    z, _ = standardised_cells(open_atlas(made / "atlas.h5ad"), np.array([0]), hasher)
+    soft = np.tanh(hash_layers(hasher, anchors.n_bits).bits(z))[0]
+    anchor = 2.0 * unpack_bits(anchors.anchors, anchors.n_bits)[0] - 1.0
+    assert found["mean_score"] == pytest.approx(1 - np.abs(anchor - soft).mean(), abs=1e-6)
+
+
+def test_anchors_of_another_hasher_are_not_explained(made: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made / "hasher", copy)
+    replace(Hasher.load(copy), clip=3.5).save(copy)
+    with pytest.raises(InputError, match="belong to another hasher"):
+        explain(made / "run", hasher=copy, target=tmp_path / "g.csv", settings=ExplainSettings(cell=0))
+
+
+def test_the_sample_of_moment_match_is_in_the_projection(made: Path, tmp_path: Path) -> None:
+    plain, matched = (
+        dry_run(made / "atlas.h5ad", hasher=made / "hasher", moment_match=match)["projected_peak_bytes"]
+        for match in (False, True)
+    )
+    assert matched >= plain
+    settings = EncodeSettings(max_memory=plain - (64 << 20))
+    with pytest.raises(BudgetError):
+        encode(made / "atlas.h5ad", tmp_path / "run", hasher=made / "hasher", moment_match=True, settings=settings)
+
+
+def test_truth_that_is_unknown_is_none(made: Path, tmp_path: Path) -> None:
+    """A cell that was rejected is not right because a curator did not know its type either."""
+    adata = anndata.read_h5ad(made / "atlas.h5ad")
+    told = adata.obs["cell_type"].astype(str).to_numpy()
+    told[:90] = "unknown"
+    adata.obs["told"] = told
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    run = encode(tmp_path / "atlas.h5ad", tmp_path / "run", hasher=made / "hasher")
+    annotate_by_anchors(run, hasher=made / "hasher", unknown_threshold=0)
+    scores = evaluate(run.path, "told")
+    assert scores["n_cells"] == adata.n_obs - 90
+    assert scores["label"]["accuracy"] > 0.95
 
 
 def test_bad_input(made: Path, tmp_path: Path, hashstream: Cli, small_h5ad: Path) -> None:

@@ -93,7 +93,7 @@ def test_standardised_cells_by_hand(encoded: Path, tmp_path: Path) -> None:
     assert only.tolist() == [name in set(part.var_names) for name in hasher.gene_names]
     # The layers of these values give the codes of the run.
     z, hasher = all_cells(encoded)
-    bits = hash_layers(hasher).bits(z) > 0
+    bits = hash_layers(hasher, 64).bits(z) > 0
     assert np.mean(bits == unpack_bits(Run.open(encoded / "run").codes(), 64)) > 0.9999
 
 
@@ -115,7 +115,7 @@ def test_a_type_is_explained_by_its_markers(encoded: Path, tmp_path: Path) -> No
 def test_values_are_means_over_the_cells(encoded: Path, tmp_path: Path, anchors: AnchorSigns) -> None:
     z, hasher = all_cells(encoded)
     types = anndata.read_h5ad(encoded / "atlas.h5ad").obs["cell_type"].astype(str).to_numpy()
-    layers = hash_layers(hasher)
+    layers = hash_layers(hasher, 64)
     for method in ("gradient", "integrated"):
         result, table = run_explain(
             encoded, tmp_path / "genes.csv", label="type 2", truth="cell_type", method=method, force=True
@@ -133,7 +133,7 @@ def test_values_are_means_over_the_cells(encoded: Path, tmp_path: Path, anchors:
 
 def test_cell_bucket_and_sample(encoded: Path, tmp_path: Path, anchors: AnchorSigns) -> None:
     z, hasher = all_cells(encoded)
-    layers = hash_layers(hasher)
+    layers = hash_layers(hasher, 64)
     types = anndata.read_h5ad(encoded / "atlas.h5ad").obs["cell_type"].astype(str).to_numpy()
     result, table = run_explain(encoded, tmp_path / "cell.csv", cell=17)
     assert (result["explained"], result["cells"], result["label"]) == ("cell", 1, types[17])
@@ -164,11 +164,11 @@ def test_a_confusion(encoded: Path, tmp_path: Path, anchors: AnchorSigns) -> Non
     confused = ((told == "type 1") & (labels == "type 2")) | ((told == "type 2") & (labels == "type 1"))
     assert (result["explained"], result["cells"]) == ("confusion", confused.sum())
     direction = anchors.of("type 1") - anchors.of("type 2")
-    expected = attributions(hash_layers(hasher), z[confused], direction, method="integrated").values.mean(axis=0)
+    expected = attributions(hash_layers(hasher, 64), z[confused], direction, method="integrated").values.mean(axis=0)
     np.testing.assert_allclose(table.set_index("gene")["value"].loc[hasher.gene_names], expected, atol=1e-12)
     # Without the truth: the cells of either label between the two anchors.
     result, _ = run_explain(encoded, tmp_path / "d.csv", **options)
-    scores = np.tanh(hash_layers(hasher).bits(z)) @ anchors.signs.T
+    scores = np.tanh(hash_layers(hasher, 64).bits(z)) @ anchors.signs.T
     best = np.sort(np.argsort(-scores, axis=1)[:, :2], axis=1)
     assert result["cells"] == (np.isin(labels, ["type 1", "type 2"]) & (best == [1, 2]).all(axis=1)).sum()
     with pytest.raises(InputError, match="no cell of 'type 0' labelled 'type 3' or the other way round"):

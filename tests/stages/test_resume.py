@@ -414,6 +414,9 @@ def test_sizes_that_are_none() -> None:
     for text in ("much", "1 parsec", "-3GB", ""):
         with pytest.raises(SettingsError, match="no amount of memory"):
             parse_bytes(text)
+    for text in ("1e400", "1e300GiB"):
+        with pytest.raises(SettingsError, match="more memory than there can be"):
+            parse_bytes(text)
 
 
 @pytest.fixture

@@ -41,19 +41,21 @@ def _choose(path: Path, root: Any, layer: str | None) -> tuple[str, list[str]]:
         if wanted not in there:
             raise InputError(f"{path}: has no {wanted}; it has {', '.join(there) or 'no matrix'}")
         return wanted, []
-    faults: list[str] = []
+    faults: dict[str, str] = {}
     for candidate in ("X", *FALLBACKS):
         if candidate not in there:
             continue
         values = _matrix(path, root, candidate)[0].peek()
         fault = first_fault(values)
         if not fault:
-            notes = [f"{candidate} is taken, since X has {faults[0]}"] if faults else []
+            notes = [f"{candidate} is taken, since {first} has {found}" for first, found in [*faults.items()][:1]]
             return candidate, notes
-        faults.append(FAULTS[fault])
+        faults[candidate] = FAULTS[fault]
     if not faults:
         raise InputError(f"{path}: has no X, layers/counts or raw/X; it has {', '.join(there) or 'no matrix'}")
-    raise not_counts(f"{path}: X", f"{faults[0]}, and no counts in layers/counts or raw.X")
+    first = next(iter(faults))
+    elsewhere = " or ".join(name for name in ("X", "layers/counts", "raw.X") if name != first.replace("/X", ".X"))
+    raise not_counts(f"{path}: {first}", f"{faults[first]}, and no counts in {elsewhere}")
 
 
 def _matrix(path: Path, root: Any, name: str) -> tuple[Matrix, str]:

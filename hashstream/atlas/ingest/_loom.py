@@ -74,9 +74,11 @@ def _attributes(path: Path, group: h5py.Group, n: int, names: tuple[str, ...]) -
             values = group[key]
             if not isinstance(values, h5py.Dataset) or values.ndim != 1:
                 continue
+            if len(values) != n:
+                raise InputError(
+                    f"{path}: {group.name}/{key} has {len(values):,} values, expected {n:,} as in the matrix"
+                )
             raw = values[:]
-        if len(raw) != n:
-            raise InputError(f"{path}: {group.name}/{key} has {len(raw):,} values, expected {n:,} as in the matrix")
         columns[key] = text(raw) if raw.dtype.kind in "OSU" else raw
     index = next((name for name in names if name in columns), None)
     if index is None:

@@ -293,7 +293,7 @@ def parse_entries(
         if field != (3 if has_values else 2):
             return n, lines, False
         row, column = np.int64(numbers[0]), np.int64(numbers[1])
-        if row < 1 or row > limits[0] or column < 1 or column > limits[1]:
+        if row < 1 or row > limits[0] or column < 1 or column > limits[1] or row != numbers[0] or column != numbers[1]:
             return n, lines, False
         first[n] = row - 1
         second[n] = column - 1

@@ -48,7 +48,6 @@ class RowBuckets:
         buckets = max(1, min(buckets, n_rows, MAX_BUCKETS))
         self._rows_per_bucket = max(1, -(-n_rows // buckets))
         self._n_buckets = -(-n_rows // self._rows_per_bucket)
-        self.spilled_bytes = 0
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
@@ -64,7 +63,6 @@ class RowBuckets:
         for b in np.flatnonzero(np.diff(bounds)):
             with self._path(int(b)).open("ab") as file:
                 records[bounds[b] : bounds[b + 1]].tofile(file)
-        self.spilled_bytes += records.nbytes
 
     def _path(self, bucket: int) -> Path:
         return self._folder / f"rows-{bucket:05d}.bin"

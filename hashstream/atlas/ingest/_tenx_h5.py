@@ -32,11 +32,8 @@ def open_tenx_h5(path: Path, root: h5py.File, layer: str | None) -> Source:
         if missing:
             raise InputError(f"{where}: lacks {', '.join(missing)}; the file is damaged or cut off")
         n_genes, n_cells = (int(n) for n in group["shape"][:])
-        barcodes = text(group["barcodes"][:])
-        var, notes, keep = _genes(group)
-    for what, found, expected in (("barcodes", len(barcodes), n_cells), ("genes", len(var), n_genes)):
-        if found != expected:
-            raise InputError(f"{where}: {found:,} {what}, but the shape says {expected:,}; the file is damaged")
+        barcodes = _column(group, "barcodes", n_cells, where)
+        var, notes, keep = _genes(group, n_genes, where)
     matrix = CsrMatrix(where, (n_cells, n_genes), group["indptr"], group["indices"], group["data"])
     obs = pd.DataFrame(index=pd.Index(barcodes))
     return Source(path, "10x h5, CSR", obs, var, matrix, groups[0], keep=keep, notes=notes)
@@ -51,16 +48,27 @@ def tenx_groups(root: h5py.File) -> list[str]:
     ]
 
 
-def _genes(group: h5py.Group) -> tuple[pd.DataFrame, list[str], np.ndarray[Any, np.dtype[np.bool_]] | None]:
+def _column(group: h5py.Group, name: str, n: int, where: str) -> np.ndarray[Any, np.dtype[np.object_]]:
+    """Strings of a column of `n` values, whose length is looked at before it is read."""
+    column = group[name]
+    if column.shape != (n,):
+        found = f"{column.shape[0]:,}" if len(column.shape) == 1 else f"an array of {column.shape}"
+        raise InputError(f"{where}: {found} {name}, but the shape says {n:,}; the file is damaged")
+    return text(column[:])
+
+
+def _genes(
+    group: h5py.Group, n: int, where: str
+) -> tuple[pd.DataFrame, list[str], np.ndarray[Any, np.dtype[np.bool_]] | None]:
     if "features" not in group:
-        var = pd.DataFrame({"gene_ids": text(group["genes"][:])}, index=pd.Index(text(group["gene_names"][:])))
-        return var, [], None
-    features = group["features"]
-    columns = {"gene_ids": text(features["id"][:])}
+        names = pd.Index(_column(group, "gene_names", n, where))
+        return pd.DataFrame({"gene_ids": _column(group, "genes", n, where)}, index=names), [], None
+    features, where = group["features"], f"{where}/features"
+    columns = {"gene_ids": _column(features, "id", n, where)}
     for key, name in (("feature_type", "feature_types"), ("genome", "genome")):
         if key in features:
-            columns[name] = text(features[key][:])
-    var = pd.DataFrame(columns, index=pd.Index(text(features["name"][:])))
+            columns[name] = _column(features, key, n, where)
+    var = pd.DataFrame(columns, index=pd.Index(_column(features, "name", n, where)))
     return var, *expression_only(var)
 
 

@@ -64,7 +64,7 @@ class Streamed:
     """Batches of a reference that is larger than what may be held: each round holds other random cells.
 
     A round is one pass over the atlas that keeps the chosen genes of as many random cells as fit in memory. Within a
-    round every cell is used once, in random order.
+    round no cell is used twice, in random order; those that no longer fill a batch are left.
 
     Parameters
     ----------
