@@ -125,7 +125,7 @@ def draw_labelled(
     return Sample(tuple(read_cells(atlas, rows, columns)), names, ids), whole
 
 
-def gene_columns(atlas: Atlas, names: NDArray[np.object_]) -> list[NDArray[np.integer]]:
+def numbers_among(atlas: Atlas, names: NDArray[np.object_]) -> list[NDArray[np.integer]]:
     """For each store the number of each of its columns among `names`, or the largest number of the type."""
     dtype = np.dtype(np.uint16 if len(names) < np.iinfo(np.uint16).max else np.int32)
     position = {str(name): i for i, name in enumerate(names)}

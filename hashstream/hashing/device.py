@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hashstream.errors import MissingDependencyError, SettingsError
 
+DEVICES = ("auto", "cpu", "cuda")
+
 
 def choose_device(device: str, *, method: str) -> str:
     """cpu or cuda for auto, cpu or cuda.

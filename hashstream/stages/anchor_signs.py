@@ -42,4 +42,5 @@ def load_anchors(folder: str | Path, hasher: Hasher) -> AnchorSigns:
     anchors = Anchors.load(folder)
     if anchors.hasher_fingerprint != hasher.fingerprint():
         raise InputError(f"{folder}: its anchors belong to another hasher than the one beside them. Fit it again.")
-    return AnchorSigns(list(anchors.names), 2.0 * unpack_bits(anchors.anchors, anchors.n_bits) - 1.0)
+    signs = 2.0 * unpack_bits(anchors.anchors, anchors.n_bits).astype(np.float64) - 1.0
+    return AnchorSigns(list(anchors.names), signs)

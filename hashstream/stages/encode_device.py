@@ -17,13 +17,13 @@ from hashstream.atlas import CsrChunk
 from hashstream.atlas.stream import RowRange
 from hashstream.errors import BudgetError, MissingDependencyError, SettingsError
 from hashstream.hashing import BoundHasher
+from hashstream.hashing.device import DEVICES
 from hashstream.kernels import EncodedRows
 from hashstream.kernels._arrays import csr_arrays
 from hashstream.kernels.cuda import DeviceRows, RowEncoder
 from hashstream.kernels.cuda._device import cupy_module
 from hashstream.runtime.budget import format_bytes
 
-DEVICES = ("auto", "cpu", "cuda")
 N_SLOTS = 2  # chunks on the device at a time
 
 

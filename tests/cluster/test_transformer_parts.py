@@ -15,7 +15,8 @@ from hashstream.cluster.transformer.adamw import AdamW, Group  # noqa: E402
 from hashstream.cluster.transformer.batches import BatchMaker, make_inputs  # noqa: E402
 from hashstream.cluster.transformer.model import Outputs, posterior  # noqa: E402
 from hashstream.cluster.transformer.sequences import prior_variance  # noqa: E402
-from hashstream.cluster.transformer.train import infer, make_model, reproducible, schedule  # noqa: E402
+from hashstream.cluster.transformer.train import infer, make_model, schedule  # noqa: E402
+from hashstream.runtime.torch_threads import reproducible  # noqa: E402
 from tests.cluster.simulate import noisy_buckets  # noqa: E402
 
 

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from hashstream.annotate.anchors import Anchors
 from hashstream.atlas import Atlas, open_atlas
-from hashstream.atlas.draw import balanced_rows, draw_labelled, draw_rows, gene_columns, read_cells
+from hashstream.atlas.draw import balanced_rows, draw_labelled, draw_rows, numbers_among, read_cells
 from hashstream.errors import MissingDependencyError, SettingsError, TrainingError
 from hashstream.hashing import Hasher
 from hashstream.hashing.anchors import AnchorSettings, fit_anchors
@@ -303,7 +303,7 @@ def test_cells_are_read_as_they_are_stored(tmp_path: Path) -> None:
     atlas = open_atlas(paths)
     names = np.asarray(["G0003", "G0011", "G0039"], dtype=object)
     rows = np.array([0, 5, 299, 300, 499])
-    blocks = read_cells(atlas, rows, gene_columns(atlas, names))
+    blocks = read_cells(atlas, rows, numbers_among(atlas, names))
     cells = Cells.from_blocks(blocks, 3, 1e4)
     assert blocks == []  # they are given up as they are copied
     assert cells.rows.tolist() == [0, 299, 300, 499]

@@ -92,7 +92,8 @@ def transformer_clusters(
         )
     if tokens.n_tokens == 1:
         return TransformerResult(np.zeros(1, np.int32), points.astype(np.float32), ())
-    from hashstream.cluster.transformer.train import assign, infer, reproducible, train
+    from hashstream.cluster.transformer.train import assign, infer, train
+    from hashstream.runtime.torch_threads import reproducible
 
     step_done = _counter(progress, settings.n_steps + settings.kl_steps)
     with reproducible(seed):
@@ -128,7 +129,7 @@ def learn_tokens(
     settings = settings or TransformerSettings()
     if tokens.n_tokens == 1:
         return points.astype(np.float32)
-    from hashstream.cluster.transformer.train import reproducible
+    from hashstream.runtime.torch_threads import reproducible
 
     with reproducible(seed):
         return _denoised(tokens, points, settings, seed, n_threads, _counter(progress, settings.n_steps)).points

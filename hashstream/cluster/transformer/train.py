@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -156,19 +155,6 @@ def schedule(step: int, n_steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return (1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm))) / 2
-
-
-@contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """torch with its own random state from `seed`, and one thread, so that sums have one order; both put back after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _optimiser(model: BucketTransformer, clusters: Clusters | None, settings: TransformerSettings) -> AdamW:

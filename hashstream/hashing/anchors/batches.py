@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas
-from hashstream.atlas.draw import balanced_rows, draw_rows, gene_columns, read_cells
+from hashstream.atlas.draw import balanced_rows, draw_rows, numbers_among, read_cells
 from hashstream.hashing.anchors.cells import Cells, Standardised
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -93,7 +93,7 @@ class Streamed:
         balanced: bool,
     ) -> None:
         self._atlas, self._labels, self._n_classes = atlas, labels, n_classes
-        self._columns, self._n_genes = gene_columns(atlas, genes), len(genes)
+        self._columns, self._n_genes = numbers_among(atlas, genes), len(genes)
         self._z, self._target_sum = z, target_sum
         self._capacity, self._balanced = capacity, balanced
         self.sizes = np.bincount(labels[labels >= 0], minlength=n_classes)

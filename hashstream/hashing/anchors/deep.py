@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +14,7 @@ from hashstream.hashing.anchors.batches import BatchSource
 from hashstream.hashing.anchors.losses import class_weights, margin_cosine_loss, schash_loss
 from hashstream.hashing.anchors.settings import AnchorSettings
 from hashstream.runtime.events import ProgressListener
+from hashstream.runtime.torch_threads import one_thread
 
 _WARM_UP = 0.2
 _LEAST_STEPS, _MOST_STEPS = 300, 3_000
@@ -133,17 +132,6 @@ def checked(loss: Tensor, step: int, settings: AnchorSettings) -> float:
             "learning_rate or hash_learning_rate."
         )
     return value
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch sums in an order that depends on the number of its threads: with one, results repeat."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _dropped(values: Tensor, share: float, generator: torch.Generator) -> Tensor:

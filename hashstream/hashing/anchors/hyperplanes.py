@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from hashstream.hashing.anchors.deep import checked, one_thread
+from hashstream.hashing.anchors.deep import checked
 from hashstream.hashing.anchors.losses import signs
 from hashstream.hashing.anchors.settings import AnchorSettings
+from hashstream.runtime.torch_threads import one_thread
 
 _BETA = 16.0  # log-odds between a code that is one anchor and one half-way to another, before training
 _POINTS = 20_000

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from hashstream.checks import check_ranges
 from hashstream.errors import SettingsError
+from hashstream.hashing.device import DEVICES
 
-DEVICES = ("auto", "cpu", "cuda")
 LOSSES = ("margin-cosine", "schash")
 LEAST_BITS, MOST_BITS = 16, 1024
 _POSITIVE_INTEGERS = (

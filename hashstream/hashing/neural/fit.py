@@ -78,7 +78,8 @@ def fit_neural(
     from hashstream.hashing.neural.export import make_hasher
     from hashstream.hashing.neural.model import HashEncoder, ZinbDecoder
     from hashstream.hashing.neural.neighbours import nearest_cells
-    from hashstream.hashing.neural.train import one_thread, train
+    from hashstream.hashing.neural.train import train
+    from hashstream.runtime.torch_threads import one_thread
 
     if sample.n_cells < LEAST_CELLS:
         raise SettingsError(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from hashstream.checks import check_ranges
 from hashstream.errors import SettingsError
+from hashstream.hashing.device import DEVICES
 from hashstream.hashing.hvg import GENES_BY
 
-DEVICES = ("auto", "cpu", "cuda")
 _POSITIVE_INTEGERS = (
     "n_bits",
     "n_genes",

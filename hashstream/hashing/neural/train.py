@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from hashstream.hashing.neural.losses import bucket_contrast, bucket_entropy, bu
 from hashstream.hashing.neural.model import HashEncoder, ZinbDecoder
 from hashstream.hashing.neural.settings import NeuralSettings
 from hashstream.runtime.events import ProgressListener
+from hashstream.runtime.torch_threads import one_thread
 
 WARM_UP = 0.1
 
@@ -145,17 +144,6 @@ def learning_rate(step: int, settings: NeuralSettings) -> float:
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
     return settings.learning_rate * (1 + math.cos(math.pi * (step - warm) / max(1, settings.max_steps - warm))) / 2
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch's sums, whose order would otherwise depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _optimiser(encoder: HashEncoder, decoder: ZinbDecoder, settings: NeuralSettings) -> torch.optim.AdamW:
