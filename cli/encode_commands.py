@@ -6,6 +6,7 @@ The library is imported inside the functions, so that `--help` and completion an
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from hashstream.cli.context import Session
 if TYPE_CHECKING:
     from hashstream.hashing import Hasher
     from hashstream.runtime.run import Run
+    from hashstream.stages.encode_plan import EncodeSettings
 
 pass_session = click.pass_obj
 
@@ -30,6 +32,8 @@ FIT_MODES: dict[str, tuple[str, ...]] = {
 }
 #: Options of the hasher that `encode` fits where none is given.
 FITTING = ("bits", "n_genes", "genes_by", "sample")
+#: Settings of `encode` that a whole run shares.
+_SHARED = ("max_buckets", "bucket_bits", "partition_rows")
 
 
 def _fit_anchors(
@@ -294,6 +298,8 @@ def encode(
     )
     fit_settings = PcaItqSettings(n_bits=bits, n_genes=n_genes, genes_by=genes_by)
     if dry_run:
+        if append:
+            settings = _with_those_of_the_run(settings, output, hasher)
         plan = encode_plan.dry_run(
             sources,
             hasher=hasher,
@@ -371,17 +377,22 @@ def _show_encoded(session: Session, run: Run) -> None:
     )
 
 
+def _with_those_of_the_run(settings: EncodeSettings, path: Path, hasher: Path | None) -> EncodeSettings:
+    """Settings for `encode --append` to a run: those that a whole run shares are the run's."""
+    from hashstream.runtime.run import Run
+    from hashstream.stages.append import shared_settings
+
+    asked = {name: getattr(settings, name) if options.asked(name) else None for name in _SHARED}
+    return replace(settings, **shared_settings(Run.open(path), asked, hasher))
+
+
 def _append(
     session: Session, sources: tuple[Path | str, ...], output: Path, settings: Any, *, hasher: Path | None, **more: Any
 ) -> None:
     """`encode --append`: what the whole run shares is the run's, unless it is asked for."""
     from hashstream.stages.append import append as append_stage
 
-    shared = {
-        name: getattr(settings, name)
-        for name in ("max_buckets", "bucket_bits", "partition_rows")
-        if options.asked(name)
-    }
+    shared = {name: getattr(settings, name) for name in _SHARED if options.asked(name)}
     names = ("threads", "max_memory", "chunk_rows", "min_overlap", "device", "checkpoint_seconds")
     own = {name: getattr(settings, name) for name in names}
     run = append_stage(

@@ -10,6 +10,8 @@ mislabels cells by the dozen.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -53,31 +55,53 @@ class LabelShares(NamedTuple):
     distance: NDArray[np.float32] | None
 
 
-def reference_discriminant(reference: Run, labels: NDArray[np.int32], n_labels: int) -> TypeDiscriminant:
+@dataclass(frozen=True)
+class LabelledBuckets:
+    """The buckets of a reference, and the cells of each label in each, both looked up once, where they are wanted.
+
+    Attributes
+    ----------
+    reference : Run
+    labels : (reference.n_cells,) int32
+        Each of 0 to `n_labels` - 1 at least once; -1 for none.
+    n_labels : int
+    """
+
+    reference: Run
+    labels: NDArray[np.int32]
+    n_labels: int
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        return self.reference.tokens(halves=False)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """(n_buckets, n_labels) int64."""
+        return bucket_counts(self.reference, self.labels, self.n_labels)
+
+
+def reference_discriminant(buckets: LabelledBuckets) -> TypeDiscriminant:
     """The discriminant of the types of a reference, from its landmarks.
 
     In a large reference some types have few of these. Buckets of which they are half or more speak for them too, or all
     buckets that have any of their cells, where there is none.
-
-    Parameters
-    ----------
-    labels : (reference.n_cells,) int32
-        Each of 0 to `n_labels` - 1 at least once; -1 for none.
     """
-    rows, embedding = reference.landmarks()
+    labels, n_labels = buckets.labels, buckets.n_labels
+    rows, embedding = buckets.reference.landmarks()
     labelled = labels[rows] >= 0
     points, own = embedding[labelled], labels[rows[labelled]]
     sizes = np.bincount(labels[labels >= 0], minlength=n_labels)
     few = np.flatnonzero(np.bincount(own, minlength=n_labels) < np.minimum(sizes, _FEW_LANDMARKS))
     more = None
     if len(few):
-        counts = bucket_counts(reference, labels, n_labels)
+        counts = buckets.counts
         share = counts[:, few] / np.maximum(counts.sum(axis=1), 1)[:, None]
         most = share >= 0.5
         cells = np.zeros(counts.shape)
         cells[:, few] = np.where(most | ~most.any(axis=0), counts[:, few], 0)
         used = cells.any(axis=1)
-        more = reference.tokens(halves=False).means[used], cells[used]
+        more = buckets.tokens.means[used], cells[used]
     return TypeDiscriminant.of(points, own, sizes, more=more)
 
 
@@ -96,11 +120,12 @@ def reference_shares(
     n_neighbours
         See `hashstream.annotate.vote_labels`.
     """
-    discriminant = None if method == "vote" else reference_discriminant(reference, labels, n_labels)
+    buckets = LabelledBuckets(reference, labels, n_labels)
+    discriminant = None if method == "vote" else reference_discriminant(buckets)
     if method == "discriminant":
         assert discriminant is not None
         return lambda tokens: LabelShares(discriminant.probabilities(tokens.means), None)
-    counts, known = bucket_counts(reference, labels, n_labels), reference.tokens(halves=False)
+    counts, known = buckets.counts, buckets.tokens
 
     def shares_of(tokens: Tokens) -> LabelShares:
         vote = vote_labels(tokens, known, counts, n_neighbours=n_neighbours, n_threads=available_threads())

@@ -114,7 +114,7 @@ def append(
         min_overlap=min_overlap,
         device=device,
         checkpoint_seconds=checkpoint_seconds,
-        **_settings_of(old, asked, hasher),
+        **shared_settings(old, asked, hasher),
     )
     with timings.measure("open"):
         atlas = open_atlas(sources, layer=layer)
@@ -167,8 +167,14 @@ def append(
     return made
 
 
-def _settings_of(old: Run, asked: dict[str, int | None], hasher: Hasher | str | Path | None) -> dict[str, Any]:
-    """The settings that the whole run shares."""
+def shared_settings(old: Run, asked: dict[str, int | None], hasher: Hasher | str | Path | None) -> dict[str, Any]:
+    """The settings that a whole run shares; what is `asked` may not differ.
+
+    Raises
+    ------
+    SettingsError
+        It does.
+    """
     own = {name: old.meta["plan"][name] for name in asked}
     for name, value in asked.items():
         if value is not None and value != own[name]:

@@ -14,7 +14,7 @@ from hashstream.buckets import Landmarks
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.run import Run
 from hashstream.stages.annotate import annotate
-from hashstream.stages.annotate_cells import CELL_COLUMNS, reference_discriminant
+from hashstream.stages.annotate_cells import CELL_COLUMNS, LabelledBuckets, reference_discriminant
 from hashstream.stages.encode import encode
 from hashstream.stages.encode_plan import EncodeSettings
 
@@ -38,8 +38,8 @@ def column(run: Path, name: str) -> np.ndarray:
 def be_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the discriminant be in doubt, which it is not about the types of these cells."""
 
-    def unsure(reference: Run, labels: np.ndarray, n_labels: int) -> TypeDiscriminant:
-        return replace(reference_discriminant(reference, labels, n_labels), scale=0.02)
+    def unsure(buckets: LabelledBuckets) -> TypeDiscriminant:
+        return replace(reference_discriminant(buckets), scale=0.02)
 
     monkeypatch.setattr("hashstream.stages.annotate_cells.reference_discriminant", unsure)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from hashstream.stages import encode_finish
 from hashstream.stages.append import append
 from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode
+from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.workdir import WorkDir
 from tests.stages.test_encode import content
 from tests.stages.thin_atlas import N_GENES, SMALL, write_thin_atlas
@@ -283,7 +285,10 @@ def test_command_line(
         assert refused.exit_code == 2
         assert f"{option[0]} does not go with --append" in refused.stderr
     assert hashstream(*arguments, "--max-buckets", "7").exit_code == 2
-    assert '"cells": 70536' in hashstream("--json", *arguments, "--dry-run").stdout
+    plan = json.loads(hashstream("--json", *arguments, "--dry-run").stdout)
+    assert plan["cells"] == 70536
+    assert plan["partition_rows"] == old.meta["plan"]["partition_rows"] != EncodeSettings().partition_rows
+    assert hashstream(*arguments, "--dry-run", "--max-buckets", "7").exit_code == 2
     done = hashstream(*arguments, "--threads", "1")
     assert done.exit_code == 0, done.stderr
     assert content(old.path) == content(at_once(stores, ("tiny", "more"), hasher, tmp_path / "whole").path)
