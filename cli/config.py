@@ -62,7 +62,13 @@ def _options_of(path: Path, command: click.Command, content: Any) -> dict[str, A
     if not isinstance(content, dict):
         raise click.UsageError(f"--config {path}: {command.name!r} must be a mapping of options.")
     known = options_by_name(command)
-    options = {str(key).replace("-", "_"): value for key, value in content.items() if value is not None}
+    options: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name in options:
+            raise click.UsageError(f"--config {path}: {shown(name)!r} of {command.name!r} is there twice.")
+        if value is not None:
+            options[name] = value
     unknown = sorted({str(key).replace("-", "_") for key in content} - set(known))
     if unknown:
         raise click.UsageError(
@@ -70,6 +76,10 @@ def _options_of(path: Path, command: click.Command, content: Any) -> dict[str, A
             f"{', '.join(sorted(map(shown, known)))}."
         )
     for name, value in options.items():
+        if isinstance(value, float) and isinstance(known[name].type, click.types.IntParamType):
+            raise click.UsageError(
+                f"--config {path}: {shown(name)!r} of {command.name!r} is {value}; expected a whole number."
+            )
         if known[name].multiple and not isinstance(value, list):
             options[name] = [value]
     return options

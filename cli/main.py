@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,25 @@ def cli(ctx: click.Context, config: str | None, seed: int, verbose: bool, quiet:
     the defaults.
     """
     del config  # Read before the context was made.
+    _check_environment(ctx)
     session = ctx.ensure_object(Session)
     session.seed, session.verbose, session.quiet, session.json, session.argv = seed, verbose, quiet, json, sys.argv
+
+
+def _check_environment(ctx: click.Context) -> None:
+    """Raise UsageError for a variable of the command that sets none of its options."""
+    command = cli.commands.get(str(ctx.invoked_subcommand))
+    if command is None:
+        return
+    prefix = f"HASHSTREAM_{str(command.name).upper().replace('-', '_')}_"
+    known = [f"{prefix}{str(parameter.name).upper()}" for parameter in command.params]
+    unknown = sorted(name for name in os.environ if name.startswith(prefix) and name not in known)
+    if unknown:
+        near = get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        raise click.UsageError(
+            f"the environment sets {unknown[0]}, but `hashstream {command.name}` has no such option"
+            + (f"; is it {near[0]}?" if near else ".")
+        )
 
 
 for module in (commands, encode_commands, annotate_commands, downstream_commands, search_commands):
@@ -106,21 +124,38 @@ def run(args: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("hashstream: interrupted.", err=True)
         return EXIT_INTERRUPTED
-    except OSError as error:
-        if session.verbose:
-            raise
-        click.echo(f"hashstream: {error.strerror or error}: {error.filename or 'input or output'}", err=True)
-        return 1
     except Exception as error:
         if session.verbose:
             raise
+        return _failed(error)
+    return result if isinstance(result, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong beyond what the library has words of its own for."""
+    from hashstream.runtime.budget import is_disk_full
+
+    if is_disk_full(error):
+        click.echo(
+            "hashstream: no space left on the disk, or a quota or limit of file sizes is reached. Results that were "
+            "there are as they were: free some space and run the command again.",
+            err=True,
+        )
+    elif isinstance(error, OSError):
+        click.echo(f"hashstream: {error.strerror or error}: {error.filename or 'input or output'}", err=True)
+    elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        click.echo(
+            "hashstream: no thread can be started: a limit of processes or of address space (ulimit -u, -v) is too "
+            "low. Raise it, or run with fewer --threads.",
+            err=True,
+        )
+    else:
         click.echo(
             f"hashstream: unexpected {type(error).__name__}: {error}. This is a defect of HashStream: please report "
             "it with the output of the same command with -v.",
             err=True,
         )
-        return 1
-    return result if isinstance(result, int) else 0
+    return 1
 
 
 def _with_hint(error: click.NoSuchOption) -> click.ClickException:

@@ -24,6 +24,7 @@ class LocalPath(click.Path):
             self.fail(
                 f"{value.partition('://')[0]}://... is a URL; a path on this machine is expected here.", param, ctx
             )
+        _check_encoding(self, value, param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -31,12 +32,23 @@ class AtlasPath(click.Path):
     """Where an atlas is: a path on this machine, as a Path, or a URL, as a string."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        _check_encoding(self, value, param, ctx)
         return locate(value) if is_url(value) else super().convert(value, param, ctx)
 
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """Several paths of an environment variable; the colons of a URL and of its port are no separators."""
         separator = re.escape(os.pathsep)
         return re.findall(rf"\w[\w+.-]*://[^/{separator}]*(?::\d+(?=/))?[^{separator}]*|[^{separator}]+", rv)
+
+
+def _check_encoding(
+    kind: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None
+) -> None:
+    """Refuse a path whose bytes are no text: records and stores could not name it."""
+    try:
+        os.fspath(value).encode()
+    except UnicodeEncodeError:
+        kind.fail(f"{os.fsencode(value)!r} is no UTF-8; rename the file or folder.", param, ctx)
 
 
 PathType = LocalPath(path_type=Path)

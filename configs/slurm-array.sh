@@ -5,7 +5,8 @@
 #
 # ATLAS.zarr and RUN must be on a file system that all nodes share. HASHER=folder takes a fitted hasher instead of
 # fitting one. Options of sbatch are below; others (--account, --partition) go into SBATCH_ACCOUNT, SBATCH_PARTITION.
-# Jobs that failed can be submitted again one by one, as can the last step: what is done is kept.
+# If jobs failed, the last step says which partitions are missing. Run the same command again then: what is done is
+# kept, and jobs that find nothing to do end at once.
 #SBATCH --job-name=hashstream
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=2G
@@ -21,17 +22,18 @@ if [[ $# -lt 2 ]]; then
   echo "usage: bash slurm-array.sh ATLAS.zarr RUN [JOBS]" >&2
   exit 2
 fi
-export ATLAS=$1 RUN=$2 JOBS=${3:-16}
+export ATLAS=$1 RUN=${2%/} JOBS=${3:-16}
 after=()
 if [[ -z "${HASHER:-}" ]]; then
   HASHER=$RUN.hasher
   if [[ ! -d "$HASHER" ]]; then
     fit=$(sbatch --parsable --job-name=hashstream-fit --cpus-per-task=4 --mem=2G --time=01:00:00 \
-      --wrap "hashstream fit '$ATLAS' -o '$HASHER'")
-    after=("--dependency=afterok:$fit")
+      --wrap "hashstream fit $(printf '%q -o %q' "$ATLAS" "$HASHER")")
+    after=("--dependency=afterok:${fit%%;*}") # with several clusters: JOB;CLUSTER
   fi
 fi
 export HASHER
 array=$(sbatch --parsable ${after[@]+"${after[@]}"} --array="0-$((JOBS - 1))" "$0")
+# afterany: where jobs failed, finalize says what is missing and ends with 3.
 sbatch --parsable --job-name=hashstream-finalize --mem=2G --time=01:00:00 \
-  --dependency="afterok:$array" --wrap "hashstream finalize '$RUN'"
+  --dependency="afterany:${array%%;*}" --wrap "hashstream finalize $(printf '%q' "$RUN")"

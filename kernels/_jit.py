@@ -67,4 +67,4 @@ def bare(function: F) -> F:
 
 def inline(function: F) -> F:
     """A helper of kernels: compiled into its callers."""
-    return numba.njit(inline="always", **_OPTIONS)(function)
+    return _compiled(function, inline="always")

@@ -97,6 +97,17 @@ def test_what_was_just_taken_away_is_restored(tmp_path: Path) -> None:
     assert not restore(tmp_path / "database")
 
 
+def test_a_link_is_followed_and_nothing_is_made_in_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    assert check_folder_target(tmp_path / "link", "run", ("run.json",), force=False) == (tmp_path / "there").resolve()
+    folder_with(tmp_path / "atlas.zarr", "")
+    for target in ("atlas.zarr", "atlas.zarr/run"):
+        with pytest.raises(SettingsError, match="which is read"):
+            check_folder_target(
+                tmp_path / target, "run", ("is",), force=True, sources=[tmp_path / "atlas.zarr", "s3://a/b.zarr"]
+            )
+
+
 @pytest.mark.parametrize("keep", ["is", None])
 def test_a_new_folder(tmp_path: Path, keep: str | None) -> None:
     target, partial = tmp_path / "out", tmp_path / "out.partial"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hashstream.errors import InputError
 from hashstream.kernels import unpack_bits, words_for_bits
 from hashstream.kernels.anchors import AnchorScores, AnchorTables, anchor_scores
+from hashstream.runtime.files import read_tensors, write_tensors
 
 FORMAT_VERSION = 2
 ACCEPTED, AMBIGUOUS, NOVEL = 0, 1, 2
@@ -259,11 +260,9 @@ class Anchors:
 
     def save(self, folder: str | Path) -> None:
         """Write ``anchors.safetensors`` and ``anchors.json`` into `folder` (made if missing), beside the Hasher's."""
-        from safetensors.numpy import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.ascontiguousarray(t) for name, t in self._tensors().items()}, folder / _TENSORS)
+        write_tensors(folder / _TENSORS, self._tensors())
         meta = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint(), **self._constants()}
         (folder / _META).write_text(json.dumps(meta, indent=1) + "\n")
 
@@ -277,7 +276,6 @@ class Anchors:
             If a file is missing, damaged, of another format version, or does not fit its fingerprint.
         """
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
 
         folder = Path(folder)
         for name in (_META, _TENSORS):
@@ -294,7 +292,7 @@ class Anchors:
                     f"{folder}: anchors of format version {version}, this version of HashStream reads "
                     f"{FORMAT_VERSION}. Fit them again, or use the version of HashStream that wrote them."
                 )
-            tensors = load_file(folder / _TENSORS)
+            tensors = read_tensors(folder / _TENSORS)
             anchors = cls(
                 names=tuple(str(name) for name in meta["names"]),
                 n_bits=int(meta["n_bits"]),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hashstream.errors import InputError
 from hashstream.hashing.genes import DEFAULT_MIN_OVERLAP, GeneMatch, match_genes
 from hashstream.kernels import EncoderWeights, GeneMap
+from hashstream.runtime.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,11 +121,9 @@ class Hasher:
 
     def save(self, folder: str | Path) -> None:
         """Write ``hasher.safetensors`` and ``hasher.json`` into `folder` (made if missing)."""
-        from safetensors.numpy import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.ascontiguousarray(t) for name, t in self._tensors().items()}, folder / _TENSORS)
+        write_tensors(folder / _TENSORS, self._tensors())
         meta = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint(),
@@ -145,7 +144,6 @@ class Hasher:
             If a file is missing, damaged, of another format version, or does not fit its fingerprint.
         """
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
 
         folder = Path(folder)
         for name in (HASHER_META, _TENSORS):
@@ -159,7 +157,7 @@ class Hasher:
                     f"{folder}: hasher of format version {version}, this version of HashStream reads {FORMAT_VERSION}. "
                     "Fit it again, or use the version of HashStream that wrote it."
                 )
-            tensors = load_file(folder / _TENSORS)
+            tensors = read_tensors(folder / _TENSORS)
             n_layers = len(meta["activations"])
             hasher = cls(
                 gene_names=np.asarray(meta["gene_names"], dtype=object),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from hashstream.errors import BudgetError, SettingsError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MIB = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: A fresh process with its libraries loaded, its kernels compiled and an atlas of 60,000 genes open; anndata loads
 #: dask where that is installed (16 MiB). Where HashStream is called from a process that holds more already (a notebook,
 #: say), the budget is for what it adds to that.
@@ -81,9 +83,11 @@ class Projection:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that there is no space left."""
+    """Whether an error, or what caused it, says that there is no space left, or that a quota or a limit is reached."""
     while error is not None:
-        if getattr(error, "errno", None) in (28, 122) or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in _FULL or any(f"[errno {n}]" in str(error) for n in _FULL):
+            return True
+        if "No space left on device" in str(error):
             return True
         if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
             return True  # NumPy's words for a write that was cut short, without a number of the error

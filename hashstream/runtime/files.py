@@ -9,12 +9,15 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hashstream.errors import InputError, TargetExistsError
+import numpy as np
+from numpy.typing import NDArray
+
+from hashstream.errors import InputError, SettingsError, TargetExistsError
 
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5)
 
@@ -29,7 +32,9 @@ def own_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def check_folder_target(target: Path, kind: str, signs: Sequence[str], *, force: bool) -> None:
+def check_folder_target(
+    target: Path, kind: str, signs: Sequence[str], *, force: bool, sources: str | Path | Iterable[str | Path] = ()
+) -> Path:
     """See that a folder `target` can be made: the folders above it are, where they are not there.
 
     Parameters
@@ -38,6 +43,13 @@ def check_folder_target(target: Path, kind: str, signs: Sequence[str], *, force:
         What the folder will be, such as "run".
     signs : sequence of str
         Files that such a folder has: `force` replaces a folder that is empty or has one of them, and nothing else.
+    sources : str, Path or iterable of them
+        What is read: the target may be none of these, and not within one.
+
+    Returns
+    -------
+    Path
+        The target, or what it leads to if it is a link: that is what is made or replaced.
 
     Raises
     ------
@@ -46,15 +58,20 @@ def check_folder_target(target: Path, kind: str, signs: Sequence[str], *, force:
     InputError
         If the folders above it cannot be made.
     """
+    target = target.resolve() if target.is_symlink() else target
     _check_target(target, force=force)
+    for source in map(Path, [sources] if isinstance(sources, str | Path) else sources):
+        if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+            raise SettingsError(f"{target}: lies in {source}, which is read; choose another target.")
     if target.is_dir():
         is_such = any((target / sign).exists() for sign in signs) or not any(target.iterdir())
     else:
         is_such = not target.exists()
     if not is_such:
         raise TargetExistsError(
-            f"{target}: it is there and is no {kind}, so --force does not replace it; choose another."
+            f"{target}: it is there and is no {kind}, so --force does not replace it; choose another target."
         )
+    return target
 
 
 def check_file_target(target: Path, *, force: bool) -> None:
@@ -106,6 +123,28 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as safetensors, which themselves would make a file that nobody else may read."""
+    from safetensors.numpy import save
+
+    path.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays that `write_tensors` wrote; an InputError where this user may not read them.
+
+    Raises
+    ------
+    InputError, OSError, safetensors.SafetensorError
+    """
+    from safetensors.numpy import load
+
+    try:
+        return dict(load(path.read_bytes()))
+    except PermissionError as error:
+        raise InputError(f"{path}: this user may not read it. Have its owner allow it (chmod).") from error
 
 
 def file_digest(path: Path) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 PIPELINE_VARIABLE = "HASHSTREAM_ZARR_PIPELINE"
+_PLAIN = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+_FORKED = False
 
 
 @cache
@@ -17,15 +21,32 @@ def use_fastest_pipeline() -> str:
     """Configure zarr once for this process and give the name of the pipeline: ``zarrs`` or ``zarr``.
 
     The environment variable HASHSTREAM_ZARR_PIPELINE (``zarrs`` or ``zarr``) decides where it is set. Stores that are
-    not files of this machine are always read by zarr's own pipeline.
+    not files of this machine are always read by zarr's own pipeline, and so is everything in a process that was forked
+    from one that had zarrs: it has none of the threads that zarrs waits for.
     """
     import zarr
 
     wanted = os.environ.get(PIPELINE_VARIABLE, "zarrs")
-    if wanted == "zarrs" and importlib.util.find_spec("zarrs") is not None:
-        zarr.config.set({"codec_pipeline.path": _register_zarrs_for_files()})
-        return "zarrs"
+    if wanted == "zarrs" and not _FORKED and importlib.util.find_spec("zarrs") is not None:
+        try:
+            zarr.config.set({"codec_pipeline.path": _register_zarrs_for_files()})
+        except ImportError as error:
+            warnings.warn(f"zarrs is installed but cannot be used ({error}): zarr's own codecs are", stacklevel=2)
+        else:
+            return "zarrs"
     return "zarr"
+
+
+def _in_a_forked_child() -> None:
+    global _FORKED
+    _FORKED = True
+    use_fastest_pipeline.cache_clear()
+    if "zarr" in sys.modules:
+        sys.modules["zarr"].config.set({"codec_pipeline.path": _PLAIN})
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_a_forked_child)
 
 
 @contextmanager
@@ -36,7 +57,7 @@ def chunks_in_order() -> Iterator[None]:
     """
     import zarr
 
-    with zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}):
+    with zarr.config.set({"codec_pipeline.path": _PLAIN}):
         yield
 
 

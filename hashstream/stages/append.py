@@ -125,7 +125,9 @@ def append(
     chunk_bytes = chunk_bytes_of(projection, settings)
     work = WorkDir.of(target)
     joining = resume and work.exists()
-    if resume and not joining:
+    if not resume:
+        work.refuse_if_begun("remove that folder")
+    elif not joining:
         progress.note(f"{target}: nothing to resume; starting from the beginning")
     with kernels_loading(atlas) as kernels, hold_run(old.path, old.meta):
         job = EncodeJob(atlas, own, bind(own, atlas, settings, progress), settings, chunk_bytes, old.n_cells)

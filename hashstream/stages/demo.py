@@ -63,7 +63,7 @@ def demo(
         place: Any = tempfile.TemporaryDirectory(prefix="hashstream-demo-")
     else:
         folder = Path(folder)
-        check_folder_target(folder, "demo", _SIGNS, force=force)
+        folder = check_folder_target(folder, "demo", _SIGNS, force=force)
         remove(folder)
         folder.mkdir()
         place = nullcontext(str(folder))

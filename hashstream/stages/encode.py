@@ -100,7 +100,7 @@ def encode(
     """
     target, settings, progress = Path(target), settings or EncodeSettings(), progress or Silent()
     timings = Timings()
-    check_folder_target(target, "run", (META,), force=force)
+    target = check_folder_target(target, "run", (META,), force=force, sources=sources)
     cluster = cluster or ClusterSettings()
     if cluster:
         require_distributed()
@@ -113,6 +113,8 @@ def encode(
             "--partition needs --hasher: fit one first with `hashstream fit`, so that all jobs share it."
         )
     work = WorkDir.of(target)
+    if not (resume or force or partition is not None):
+        work.refuse_if_begun("add --force")
     if resume and not work.exists():
         progress.note(f"{target}: nothing to resume; starting from the beginning")
     with timings.measure("open"):
@@ -310,7 +312,7 @@ def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = (
         If partitions are missing; the message lists them.
     """
     target = Path(target)
-    check_folder_target(target, "run", (META,), force=force)
+    target = check_folder_target(target, "run", (META,), force=force)
     work = WorkDir.of(target)
     if not work.exists() and not work.is_whole():
         if target.exists() and remove_replaced(work, target):  # an earlier call was killed at the very end

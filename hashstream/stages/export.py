@@ -85,7 +85,7 @@ def export(
         partial = folder / target.name
         columns = _write_new(run, stores, source, partial, target.suffix)
         publish(partial, target)
-    return {"target": str(target), "cells": run.n_cells, "obs": columns, "obsm": [OBSM_KEY]}
+    return {"path": str(target), "cells": run.n_cells, "obs": columns, "obsm": [OBSM_KEY]}
 
 
 @contextmanager
@@ -332,7 +332,7 @@ def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
             publish(folder / "store" / name, target / name)
     _consolidate(target)
     removed = {"removed": sorted(stale)} if stale else {}
-    return {"target": str(target), "cells": run.n_cells, "obs": list(names.values()), "obsm": [OBSM_KEY], **removed}
+    return {"path": str(target), "cells": run.n_cells, "obs": list(names.values()), "obsm": [OBSM_KEY], **removed}
 
 
 def _link(source: str, target: str) -> None:

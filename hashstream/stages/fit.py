@@ -190,7 +190,7 @@ def fit(
     InputError, SettingsError, TargetExistsError, MissingDependencyError, TrainingError
     """
     target = Path(target)
-    check_folder_target(target, "hasher", (HASHER_META,), force=force)
+    target = check_folder_target(target, "hasher", (HASHER_META,), force=force, sources=sources)
     atlas = open_atlas(sources, layer=layer)
     with new_folder(target, keep=_CHECKPOINT) as folder:  # an interrupted training can be resumed
         if not resume:
@@ -206,11 +206,11 @@ def fit(
                 resume=resume,
                 progress=progress,
             )
+            hasher.save(folder)
         except BaseException:
             if not (folder / _CHECKPOINT).exists():
                 remove(folder)
             raise
-        hasher.save(folder)
         remove(folder / _CHECKPOINT)
     return hasher
 

@@ -55,7 +55,7 @@ def fit_anchors(
     InputError, SettingsError, TargetExistsError, MissingDependencyError, TrainingError
     """
     target, progress = Path(target), progress or Silent()
-    check_folder_target(target, "hasher", (HASHER_META,), force=force)
+    target = check_folder_target(target, "hasher", (HASHER_META,), force=force, sources=sources)
     atlas = open_atlas(sources, layer=layer)
     codes, names = without_unknown(*_column(atlas, labels))
     batches = None

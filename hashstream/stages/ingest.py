@@ -46,7 +46,7 @@ def ingest(
     """
     progress, target = progress or Silent(), Path(target)
     check_ending(target)
-    check_folder_target(target, "zarr store", ZARR_SIGNS, force=force)
+    target = check_folder_target(target, "zarr store", ZARR_SIGNS, force=force)
     timings = Timings()
     with timings.measure("ingest"):
         report = _guarded(
@@ -93,7 +93,7 @@ def simulate(
     """Simulate an atlas; see `hashstream.atlas.simulate.simulate`."""
     progress, target = progress or Silent(), Path(target)
     check_ending(target)
-    check_folder_target(target, "zarr store", ZARR_SIGNS, force=force)
+    target = check_folder_target(target, "zarr store", ZARR_SIGNS, force=force)
     timings = Timings()
     with timings.measure("simulate"):
         path = _guarded(
@@ -114,7 +114,7 @@ def simulate(
             resumable=False,
         )
     return {
-        "target": str(path),
+        "path": str(path),
         "n_cells": n_cells,
         "n_genes": n_genes,
         "seconds": timings.rounded()["simulate"],
@@ -145,7 +145,7 @@ def _guarded(target: Path, work: Callable[[], Any], progress: ProgressListener, 
     except Exception as error:
         if is_disk_full(error):
             remedy = "continue with --resume" if resumable else "start again"
-            raise PartialRunError(
+            raise (PartialRunError if resumable else HashStreamError)(
                 f"{target}: no space left on the disk. Free some space and {remedy}, or remove {partial_path(target)}."
             ) from error
         raise

@@ -57,7 +57,7 @@ def _inspect_run(run: Run) -> dict[str, Any]:
         "hasher": meta["hasher"],
         "input": meta["input"],
         "stages": meta["stages"],
-        "peak_rss_mib": round(meta["peak_rss_bytes"] / 2**20, 1),
+        "peak_rss_bytes": meta["peak_rss_bytes"],
         "seconds": meta["seconds"],
         "created": meta["created"],
     }

@@ -74,7 +74,7 @@ def build_reference(
     """
     target, progress = Path(target), progress or Silent()
     begin = time.perf_counter()
-    check_folder_target(target, "reference", (META,), force=force)
+    target = check_folder_target(target, "reference", (META,), force=force)
     opened = _open_runs(runs)
     wanted = [_Wanted(labels, "labels")]
     wanted += [] if batch_key is None else [_Wanted(batch_key, "batch")]

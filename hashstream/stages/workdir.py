@@ -133,7 +133,35 @@ class WorkDir:
                 "folder, or choose another -o."
             )
         remove(self.path / META)  # of what was finished here before, if anything
-        write_json(self.path / PLAN, plan)
+        self._put_plan(plan)
+
+    def _put_plan(self, plan: dict[str, Any]) -> None:
+        """Put the plan in its place, unless another job of the array did so first; then it has to be the same."""
+        mine = self.path / f"plan-{own_name()}.json"
+        write_json(mine, plan)
+        try:
+            os.link(mine, self.path / PLAN)  # unlike a rename, this never takes the place of another's
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without a second name for a file
+            mine.rename(self.path / PLAN)
+        finally:
+            mine.unlink(missing_ok=True)
+        self._check_plan(plan)
+
+    def refuse_if_begun(self, again: str) -> None:
+        """Raise SettingsError if finished partitions are here, which a new beginning would remove.
+
+        Parameters
+        ----------
+        again : str
+            What to do in order to begin anew all the same.
+        """
+        if self.exists() and (done := sum(map(len, self.parts()))):
+            raise SettingsError(
+                f"{self.path}: {done} partitions of an interrupted run are done there. Continue it with --resume, or "
+                f"{again} to begin anew."
+            )
 
     def _clear(self) -> None:
         """Empty the folder of whatever an earlier run left, but for the lock that this process holds."""
@@ -164,7 +192,7 @@ class WorkDir:
             If the file system knows no locks.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("a") as handle:
+        with (self.path / LOCK).open("a+") as handle:  # network file systems share what is open for reading only
             try:
                 fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError as error:
@@ -273,7 +301,7 @@ class WorkDir:
         """
         for name in (PLAN, PARTS, BEFORE):
             remove(self.path / name)
-        for pattern in ("making-*", "codes-*"):
+        for pattern in ("making-*", "codes-*", "plan-*"):
             for left in self.path.glob(pattern):
                 remove(left)
 

@@ -190,7 +190,7 @@ def test_every_format_gives_the_same_codes(
 def test_the_report(hashstream: Cli, adata: anndata.AnnData, tmp_path: Path) -> None:
     source = write_h5ad(adata, tmp_path, "CSR")
     report = json.loads(succeed(hashstream("--json", "ingest", source, tmp_path / "a.zarr")).stdout)
-    assert report["target"] == str(tmp_path / "a.zarr")
+    assert report["path"] == str(tmp_path / "a.zarr")
     assert report["dtype"] == "uint8" if adata.X.max() < 256 else "uint16"
     assert report["sources"][0]["array"] == "X"
     assert report["notes"] == []
@@ -280,7 +280,7 @@ def test_simulate_gives_the_same_bytes_for_the_same_seed(hashstream: Cli, tmp_pa
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         result = succeed(hashstream("--seed", seed, "--json", "simulate", tmp_path / f"{name}.zarr", *shape))
         report = json.loads(result.stdout)
-        assert (report["target"], report["n_cells"], report["n_genes"]) == (str(tmp_path / f"{name}.zarr"), 3000, 500)
+        assert (report["path"], report["n_cells"], report["n_genes"]) == (str(tmp_path / f"{name}.zarr"), 3000, 500)
     a, b, c = (files(tmp_path / f"{name}.zarr") for name in "abc")
     assert a == b
     assert a["X/data/c/0"] != c["X/data/c/0"]

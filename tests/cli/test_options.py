@@ -16,6 +16,7 @@ from click.testing import Result
 
 from hashstream.cli.config import load_config, load_defaults, options_by_name
 from hashstream.cli.main import cli
+from hashstream.cli.main import run as run_command
 from hashstream.cli.options import AtlasType
 
 Cli = Callable[..., Result]
@@ -167,6 +168,8 @@ def test_files_may_be_short(hashstream: Cli, tmp_path: Path, monkeypatch: pytest
         ("config: other.yaml", "unknown key 'config'"),
         ("evaluate: {json_here: true}", "unknown option(s) json-here of 'evaluate'; it knows atlas, json, truth."),
         ("encode: [1]", "'encode' must be a mapping"),
+        ("encode: {max-buckets: 5.7}", "'max-buckets' of 'encode' is 5.7; expected a whole number"),
+        ("encode: {max-buckets: 100, max_buckets: 200}", "'max-buckets' of 'encode' is there twice"),
     ],
 )
 def test_unknown_keys_are_refused(hashstream: Cli, tmp_path: Path, content: str, words: str) -> None:
@@ -334,6 +337,51 @@ def test_bits_of_anchors(
 ) -> None:
     anchors = ("fit", "a", "-o", "h", "--method", "anchors", "--labels", "t")
     assert called("fit_anchors.fit_anchors", options, *anchors, *arguments)["settings"].n_bits == bits
+
+
+def test_a_variable_of_no_option_is_refused(hashstream: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASHSTREAM_ENCODE_MAX_BUCKET", "5")
+    result = hashstream("encode", "a.h5ad", "-o", "run")
+    assert result.exit_code == 2
+    assert "is it HASHSTREAM_ENCODE_MAX_BUCKETS?" in result.stderr
+    assert "HASHSTREAM_ENCODE" not in hashstream("fit", "a.h5ad", "-o", "h").stderr
+
+
+def test_paths_are_text(hashstream: Cli, small_h5ad: Path, tmp_path: Path) -> None:
+    bad = os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9")
+    for arguments in (("encode", small_h5ad, "-o", bad), ("encode", bad, "-o", tmp_path / "run")):
+        result = hashstream(*arguments)
+        assert result.exit_code == 2
+        assert "is no UTF-8" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError("Error writing bytes to file. Detail: [errno 28] No space left on device"),
+            "no space left on the disk",
+        ),
+        (OSError("Error writing bytes to file. Detail: [errno 27] File too large"), "limit of file sizes is reached"),
+        (RuntimeError("can't start new thread"), "no thread can be started"),
+    ],
+)
+def test_limits_of_the_system_are_no_defects(
+    small_h5ad: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    words: str,
+) -> None:
+    def fail(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("hashstream.stages.inspect.inspect", fail)
+    assert run_command(["inspect", str(small_h5ad)]) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert "defect" not in said
 
 
 @pytest.mark.parametrize("option", [["--json"], ["--seed", "3"], ["--seed=3"], ["-v"], ["--quiet"], ["--config", "c"]])

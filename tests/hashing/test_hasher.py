@@ -47,6 +47,13 @@ def test_tampering_is_noticed(hasher: Hasher, tmp_path: Path) -> None:
         Hasher.load(tmp_path / "h")
 
 
+def test_files_are_as_readable_as_others_are(hasher: Hasher, tmp_path: Path) -> None:
+    hasher.save(tmp_path / "h")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "h").iterdir()}
+    (tmp_path / "other").write_text("")
+    assert modes == {(tmp_path / "other").stat().st_mode & 0o777}
+
+
 def test_what_does_not_fit_together_is_damaged(hasher: Hasher, tmp_path: Path) -> None:
     hasher.save(tmp_path / "h")
     meta = json.loads((tmp_path / "h" / "hasher.json").read_text())

@@ -332,9 +332,13 @@ def test_a_clock_that_went_back_does_not_matter(atlas: Path, whole: Run, tmp_pat
     assert content(run.path) == content(whole.path)
 
 
-def test_without_resume_a_run_starts_over(atlas: Path, whole: Run, tmp_path: Path) -> None:
+def test_what_is_done_is_not_thrown_away_unasked(atlas: Path, whole: Run, tmp_path: Path) -> None:
     interrupted(atlas, tmp_path / "run", whole.path / "hasher")
-    run = encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL)
+    with pytest.raises(
+        SettingsError, match="partitions of an interrupted run are done there.*--resume, or add --force"
+    ):
+        encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL)
+    run = encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL, force=True)
     assert run is not None
     assert content(run.path) == content(whole.path)
 
@@ -366,6 +370,60 @@ def test_a_damaged_part_is_named(atlas: Path, whole: Run, tmp_path: Path) -> Non
     run = encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL, resume=True)
     assert run is not None
     assert content(run.path) == content(whole.path)
+
+
+def test_jobs_that_begin_together_have_one_plan(tmp_path: Path) -> None:
+    """Neither has seen a plan; whoever comes second has to have the first one's."""
+    work = WorkDir(tmp_path)
+    work._put_plan({"max_buckets": 1000})
+    with pytest.raises(SettingsError, match="max_buckets: was 1000, is 2000"):
+        work._put_plan({"max_buckets": 2000})
+    work._put_plan({"max_buckets": 1000})
+    assert work.plan() == {"max_buckets": 1000}
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_many_jobs_begin_together(small_h5ad: Path, whole: Run, tmp_path: Path) -> None:
+    hasher = encode(small_h5ad, tmp_path / "alone").path / "hasher"
+    code = (
+        "import sys\nfrom hashstream.stages.encode import encode\nfrom hashstream.stages.encode_plan import Partition\n"
+        "print('up', flush=True); sys.stdin.read(1)\n"
+        "encode(sys.argv[1], sys.argv[2], hasher=sys.argv[3], partition=Partition(int(sys.argv[4]), 6))"
+    )
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, small_h5ad, tmp_path / "run", hasher, str(i)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(6)
+    ]
+    for job in jobs:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "up\n"
+    for job in jobs:
+        assert job.stdin is not None
+        job.stdin.write("x")
+        job.stdin.close()
+    for job in jobs:
+        assert job.wait(timeout=120) == 0, job.stderr.read() if job.stderr else ""
+        for stream in (job.stdout, job.stderr):
+            assert stream is not None
+            stream.close()
+    assert content(finalize(tmp_path / "run").path) == content(tmp_path / "alone")
+
+
+def test_a_shared_lock_is_on_a_file_that_may_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS a shared lock of a file that is open for writing alone is no lock."""
+    modes = []
+    monkeypatch.setattr(
+        "hashstream.stages.workdir.fcntl.flock",
+        lambda handle, how: modes.append((handle.readable(), handle.writable())),
+    )
+    with WorkDir(tmp_path / "a").lock(shared=True), WorkDir(tmp_path / "b").lock():
+        assert modes == [(True, True)] * 2
 
 
 def test_two_processes_on_one_run(atlas: Path, whole: Run, tmp_path: Path) -> None:

@@ -260,8 +260,12 @@ def test_the_script_for_slurm(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     script, log = str(files("hashstream.configs") / "slurm-array.sh"), tmp_path / "log"
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
-    subprocess.run(["bash", script, "/x/a.zarr", "/x/run", "3"], env=environment, check=True, capture_output=True)
-    asked = [line.split()[1:] for line in log.read_text().splitlines() if line.startswith("hashstream")]
+    command = ["bash", script, "/x/bob's a.zarr", "/x/run/", "3"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    lines = [line.replace("bob's a", "bob") for line in log.read_text().splitlines()]
+    asked = [line.split()[1:] for line in lines if line.startswith("hashstream")]
+    assert all("/x/bob.zarr" in command for command in asked[:4])
+    assert asked[0][-1] == asked[1][asked[1].index("--hasher") + 1] == "/x/run.hasher"
     assert [command[0] for command in asked] == ["fit", "encode", "encode", "encode", "finalize"]
     shares = [command[command.index("--partition") + 1] for command in asked[1:4]]
     assert shares == ["0/3", "1/3", "2/3"]
@@ -269,4 +273,6 @@ def test_the_script_for_slurm(tmp_path: Path) -> None:
     for command in asked:
         cli.commands[command[0]].make_context(command[0], list(command[1:]))
     submitted = [line for line in log.read_text().splitlines() if line.startswith("sbatch")]
-    assert ["--dependency=afterok:77" in line for line in submitted] == [False, True, True]
+    assert [line.count("--dependency=") for line in submitted] == [0, 1, 1]
+    assert "--dependency=afterok:77" in submitted[1]
+    assert "--dependency=afterany:77" in submitted[2]

@@ -137,7 +137,7 @@ def ingest(
                 writer.finish(obs=obs, var=var)
                 break
     return {
-        "target": str(target),
+        "path": str(target),
         "n_cells": writer.n_rows,
         "n_genes": len(names),
         "nnz": writer.nnz,
