@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NAMES_AT_ONCE = 1 << 17
+_MOST_NAMES_A_CHUNK = 1 << 18
+_DIGEST_BLOCKS, _DIGEST_ROWS = 4, 16
 
 
 @dataclass
@@ -96,6 +99,23 @@ class ObsStore:
         if n_read != self.n_cells:
             raise InputError(f"{self.path}: {name} has {n_read} rows, expected {self.n_cells}.")
 
+    def index_key(self) -> str:
+        """What the index of obs is called, in the file; ``_index`` if it has no name."""
+        key = dict(self._node("obs").attrs).get("_index", "_index")
+        return key if isinstance(key, str) else "_index"
+
+    def names_between(self, start: int, stop: int) -> list[str] | None:
+        """Names of cells `start` to `stop`; None where they cannot be read without most of the others."""
+        node = self._node("obs")
+        if not hasattr(node, "keys"):
+            return None
+        index = dict(node.attrs).get("_index", "_index")
+        names = node[index] if isinstance(index, str) and index in node else None
+        if len(getattr(names, "shape", ())) != 1 or (names.chunks or (1,))[0] > _MOST_NAMES_A_CHUNK:
+            return None
+        some = self._read(f"obs/{index}", self.n_cells, lambda n: (n.asstr() if hasattr(n, "asstr") else n)[start:stop])
+        return [str(name) for name in some]
+
     def _node(self, name: str) -> Any:
         with opening(self.path):
             try:
@@ -130,6 +150,25 @@ def open_obs(paths: Paths) -> list[ObsStore]:
         If a path is missing or no AnnData store; if a URL cannot be read.
     """
     return [ObsStore(opened.path, opened.format, opened.root) for opened in open_roots(paths)]
+
+
+def names_digest(stores: Sequence[ObsStore], first: int, n_cells: int) -> str | None:
+    """SHA-256 of the names of some of the cells `first` to `first + n_cells` of some stores, which tells their order.
+
+    None where these cannot be read without most of the others.
+    """
+    digest = hashlib.sha256()
+    ends = np.cumsum([store.n_cells for store in stores]).tolist()
+    for start in np.unique(np.linspace(0, max(n_cells - _DIGEST_ROWS, 0), _DIGEST_BLOCKS).astype(np.int64)).tolist():
+        low, high = first + start, first + min(start + _DIGEST_ROWS, n_cells)
+        for store, end in zip(stores, ends, strict=True):
+            begin = end - store.n_cells
+            if max(low, begin) < min(high, end):
+                names = store.names_between(max(low, begin) - begin, min(high, end) - begin)
+                if names is None:
+                    return None
+                digest.update("".join(f"{name}\0" for name in names).encode())
+    return digest.hexdigest()
 
 
 def stated_rows(obs: Any) -> int | None:

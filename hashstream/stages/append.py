@@ -215,7 +215,8 @@ def _check_new(old: Run, atlas: Atlas, fingerprints: list[str]) -> None:
 def _plan(old: Run, job: EncodeJob, fingerprints: list[str]) -> dict[str, Any]:
     """The plan of the whole run, of which the partitions with new rows are to be done."""
     before, new = old.meta["input"], record_of(job, fingerprints)
-    record = {key: [*before[key], *values] for key, values in new.items()}
+    nothing = [None] * len(old.input_paths)  # of what an earlier version did not record
+    record = {key: [*before.get(key, nothing), *values] for key, values in new.items()}
     plan = plan_of(job, record, old.meta["plan"]["made_by"])
     appended = {"cells": job.atlas.n_cells, "paths": new["paths"]}
     return {

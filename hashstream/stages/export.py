@@ -30,6 +30,8 @@ from hashstream.stages.run_atlas import open_run_atlas, open_run_obs
 OBSM_KEY = "X_hash"
 _PREFIX = "hashstream_"
 _BLOCK_ROWS = 1 << 16
+#: Attribute of obs: the columns that an export wrote, which the next one replaces.
+_OWN_COLUMNS = "hashstream-columns"
 #: Files of zarr that some versions of it write in place.
 _METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
 
@@ -162,8 +164,9 @@ def _write_new(run: Run, stores: Sequence[ObsStore], counts: Atlas | None, parti
             skeleton.uns["hashstream"] = {"run": str(run.path), "hasher": run.meta["hasher"]["fingerprint"]}
             write_elem(root, "/", skeleton)
             order = _write_source_obs(root, stores, run.n_cells, check)
-            names = _result_names(run, set(order))
+            names = _result_names(run, {*order, root["obs"].attrs["_index"]})
             _write_results(root, run, names, order, check)
+            root["obs"].attrs[_OWN_COLUMNS] = sorted(names.values())
         _write_obsm(root, run, check)
         if counts is not None:
             _copy_counts(root, counts, check)
@@ -210,12 +213,14 @@ def _write_source_obs(root: Any, stores: Sequence[ObsStore], n_cells: int, check
     shared = [name for name in stores[0].obs_columns() if all(name in c for c in columns)]
     del root["obs"]
     obs = root.create_group("obs")
-    obs.attrs.update({**encoding("dataframe", "0.2.0"), "_index": "_index", "column-order": shared})
+    keys = {store.index_key() for store in stores}
+    index_key = keys.pop() if len(keys) == 1 else "_index"
+    obs.attrs.update({**encoding("dataframe", "0.2.0"), "_index": index_key, "column-order": shared})
     names = chain.from_iterable(store.iter_obs_names() for store in stores)
     if _is_hdf5(root):
         import h5py
 
-        index = obs.create_dataset("_index", shape=(n_cells,), dtype=h5py.string_dtype())
+        index = obs.create_dataset(index_key, shape=(n_cells,), dtype=h5py.string_dtype())
         index.attrs.update(encoding("string-array", "0.2.0"))
         start = 0
         for block in names:
@@ -223,7 +228,7 @@ def _write_source_obs(root: Any, stores: Sequence[ObsStore], n_cells: int, check
             start += len(block)
             check()
     else:
-        write_names(obs, "_index", n_cells, names)
+        write_names(obs, index_key, n_cells, names)
     for name in shared:
         column = joined_column(stores, name)
         write_elem(obs, name, plain_values(column))
@@ -265,18 +270,21 @@ def _copy_counts(root: Any, source: Atlas, check: Callable[[], None]) -> None:
     n_genes = source.stores[0].n_genes
     group.attrs["shape"] = [source.n_cells, n_genes]
     data_dtype = np.result_type(*[store.matrix.dtype for store in source.stores])
-    # The canonical atlas keeps indices unsigned; 32-bit signed ones are what every reader of AnnData expects.
+    # The canonical atlas keeps indices unsigned. SciPy wants signed ones, of one type with the row pointers: where they
+    # are of two, some of its functions fail.
+    most = sum(n_genes * s.n_cells if s.matrix.nnz is None else s.matrix.nnz for s in source.stores)
+    index_dtype = np.dtype(np.int32 if most <= np.iinfo(np.int32).max else np.int64)
     arrays = {
         "data": _growing(group, "data", data_dtype),
-        "indices": _growing(group, "indices", np.dtype(np.int32)),
-        "indptr": _growing(group, "indptr", np.dtype(np.int64)),
+        "indices": _growing(group, "indices", index_dtype),
+        "indptr": _growing(group, "indptr", index_dtype),
     }
-    _append(arrays["indptr"], np.zeros(1, dtype=np.int64))
+    _append(arrays["indptr"], np.zeros(1, dtype=index_dtype))
     stored = 0
     for _, chunk in stream_chunks(source, plan_ranges(source)):
         _append(arrays["data"], chunk.data.astype(data_dtype, copy=False))
-        _append(arrays["indices"], chunk.indices.astype(np.int32, copy=False))
-        _append(arrays["indptr"], chunk.indptr[1:] + stored)
+        _append(arrays["indices"], chunk.indices.astype(index_dtype, copy=False))
+        _append(arrays["indptr"], (chunk.indptr[1:] + stored).astype(index_dtype))
         stored += chunk.nnz
         check()
 
@@ -311,9 +319,10 @@ def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
         ) from error
     if n_rows != run.n_cells:
         raise InputError(f"{target}: {n_rows} cells, but {run.path} encodes {run.n_cells}; export into its own atlas.")
-    mine = {name for name in order if name in set(dict(obs.attrs).get("hashstream-columns", []))}
+    open_run_obs(run, target)  # so the cells are the run's, in its order
+    mine = {name for name in order if name in set(dict(obs.attrs).get(_OWN_COLUMNS, []))}
     foreign = set(order) - mine
-    names = _result_names(run, set() if force else foreign)
+    names = _result_names(run, {str(dict(obs.attrs)["_index"]), *(() if force else foreign)})
     stale = mine - set(names.values())  # results of an earlier export that the run does not have any more
     with _aside(target) as folder:
         # obs and obsm are made anew beside the store, of links to what stays, and put in place whole.
@@ -327,7 +336,7 @@ def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
         with anndata.settings.override(zarr_write_format=root.metadata.zarr_format, auto_shard_zarr_v3=True):
             _write_results(made, run, names, [name for name in order if name not in stale])
         _write_obsm(made, run)
-        made["obs"].attrs["hashstream-columns"] = sorted(names.values())
+        made["obs"].attrs[_OWN_COLUMNS] = sorted(names.values())
         for name in ("obsm", "obs"):
             publish(folder / "store" / name, target / name)
     _consolidate(target)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from hashstream.atlas import Atlas, ObsStore, open_atlas, open_obs
+from hashstream.atlas import Atlas, ObsStore, names_digest, open_atlas, open_obs
 from hashstream.errors import InputError
 from hashstream.kernels import encode_rows
 from hashstream.locations import is_lost
@@ -43,12 +43,32 @@ def open_run_obs(run: Run, paths: str | Path | Sequence[str | Path] | None = Non
     Raises
     ------
     InputError
-        If it is gone, or has another number of cells.
+        If it is gone, has another number of cells, or other cells, or these in another order.
     """
     listed = _paths(run, paths)
     stores = open_obs(listed)
     _check_number(run, sum(store.n_cells for store in stores), listed)
+    if _have_other_names(run, stores):
+        try:
+            open_run_atlas(run, listed)  # whatever cells are called, these are the ones if their codes are
+        except InputError as error:
+            raise InputError(
+                f"{', '.join(listed)}: the cells have other names than those that {run.path} encodes, or these in "
+                "another order. Say with --atlas where the encoded atlas is (its stores in the same order), or encode "
+                "again."
+            ) from error
     return stores
+
+
+def _have_other_names(run: Run, stores: Sequence[ObsStore]) -> bool:
+    """Whether some cells are called otherwise than when they were encoded, as far as that can be told."""
+    first = 0
+    cells, digests = (run.meta["input"].get(key, []) for key in ("cells", "cell_names"))
+    for n_cells, digest in zip(cells, digests, strict=False):
+        if digest is not None and names_digest(stores, first, n_cells) not in (None, digest):
+            return True
+        first += n_cells
+    return False
 
 
 def _paths(run: Run, paths: str | Path | Sequence[str | Path] | None) -> list[str]:

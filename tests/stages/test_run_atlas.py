@@ -1,0 +1,149 @@
+"""A run and the atlas that it encoded: results go to their own cells, or are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+
+from hashstream.errors import InputError
+from hashstream.runtime.run import Run
+from hashstream.stages.annotate import annotate
+from hashstream.stages.append import append
+from hashstream.stages.cluster import cluster
+from hashstream.stages.encode import encode
+from hashstream.stages.evaluate import evaluate
+from hashstream.stages.export import export
+from hashstream.stages.reference import build_reference
+from hashstream.stages.trajectory import trajectory
+
+
+@pytest.fixture
+def run(small_adata: anndata.AnnData, tmp_path: Path) -> Run:
+    """A clustered run of atlas.h5ad, whose cells are in no order of their names."""
+    small_adata.obs_names = [f"cell{i * 7919 % 600:03d}" for i in range(600)]
+    small_adata.write_h5ad(tmp_path / "atlas.h5ad")
+    made = encode(tmp_path / "atlas.h5ad", tmp_path / "run")
+    cluster(made.path, n_clusters=4)
+    return Run.open(made.path)
+
+
+def resorted(path: Path) -> anndata.AnnData:
+    adata = anndata.read_h5ad(path)
+    return adata[adata.obs_names.argsort()].copy()
+
+
+STAGES: dict[str, Callable[[Run, Path], object]] = {
+    "evaluate": lambda run, _: evaluate(run, "cell_type"),
+    "annotate": lambda run, _: annotate(run, reference=run, labels="cell_type"),
+    "reference": lambda run, folder: build_reference([run], folder / "database", labels="cell_type"),
+    "trajectory": lambda run, _: trajectory(run, root="type 0", by="cell_type"),
+    "export": lambda run, folder: export(run, folder / "out.h5ad"),
+    "export without counts": lambda run, folder: export(run, folder / "out.h5ad", counts=False),
+}
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_an_atlas_that_was_sorted_since_is_refused(run: Run, tmp_path: Path, stage: str) -> None:
+    resorted(tmp_path / "atlas.h5ad").write_h5ad(tmp_path / "atlas.h5ad")
+    with pytest.raises(InputError, match="other names than those|has another code"):
+        STAGES[stage](run, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_results_are_not_written_into_a_store_in_another_order(run: Run, tmp_path: Path) -> None:
+    anndata.read_h5ad(tmp_path / "atlas.h5ad").write_zarr(tmp_path / "same.zarr")
+    resorted(tmp_path / "atlas.h5ad").write_zarr(tmp_path / "sorted.zarr")
+    with pytest.raises(InputError, match="or these in another order"):
+        export(run, tmp_path / "sorted.zarr")
+    assert "cluster" not in anndata.read_zarr(tmp_path / "sorted.zarr").obs
+    export(run, tmp_path / "same.zarr")
+    assert "cluster" in anndata.read_zarr(tmp_path / "same.zarr").obs
+
+
+def test_renamed_cells_are_known_by_their_codes(run: Run, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    adata.obs_names = [f"{name}-1" for name in adata.obs_names]
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    assert evaluate(run, "cell_type")["n_cells"] == 600
+
+
+def test_counts_may_have_become_something_else(run: Run, tmp_path: Path) -> None:
+    """As after `normalize_total` and `log1p`: the cells have their names still."""
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    adata.X = adata.X.multiply(0.37).tocsr()
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    assert evaluate(run, "cell_type")["n_cells"] == 600
+
+
+def test_stores_in_another_order_and_put_together(run: Run, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    for name, part in (("a", slice(0, 400)), ("b", slice(400, 600))):
+        adata[part].copy().write_h5ad(tmp_path / f"{name}.h5ad")
+    a, b = (str(tmp_path / f"{name}.h5ad") for name in "ab")
+    expected = evaluate(run, "cell_type")
+    assert evaluate(run, "cell_type", atlas=[a, b]) == expected
+    with pytest.raises(InputError, match="its stores in the same order"):
+        evaluate(run, "cell_type", atlas=[b, a])
+    both = encode([a, b], tmp_path / "both", hasher=run.path / "hasher")
+    assert evaluate(both, "cell_type", atlas=str(tmp_path / "atlas.h5ad"))["buckets"] == expected["buckets"]
+    with pytest.raises(InputError, match="in another order"):
+        evaluate(both, "cell_type", atlas=[b, a])
+
+
+def test_appended_stores_are_known_too(run: Run, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    for name, part in (("a", slice(0, 400)), ("b", slice(400, 600))):
+        adata[part].copy().write_h5ad(tmp_path / f"{name}.h5ad")
+    encode(tmp_path / "a.h5ad", tmp_path / "grown", hasher=run.path / "hasher")
+    grown = append(tmp_path / "b.h5ad", tmp_path / "grown")
+    assert len(grown.meta["input"]["cell_names"]) == 2
+    assert evaluate(grown, "cell_type")["n_cells"] == 600
+    resorted(tmp_path / "b.h5ad").write_h5ad(tmp_path / "b.h5ad")
+    with pytest.raises(InputError, match="in another order"):
+        evaluate(grown, "cell_type")
+
+
+def test_a_run_of_an_earlier_version_has_no_names(run: Run, tmp_path: Path) -> None:
+    old = Run(run.path, json.loads(json.dumps(run.meta)))
+    del old.meta["input"]["cell_names"]
+    resorted(tmp_path / "atlas.h5ad").write_h5ad(tmp_path / "atlas.h5ad")
+    assert evaluate(old, "cell_type")["n_cells"] == 600
+
+
+def test_an_export_replaces_its_own_columns(run: Run, tmp_path: Path) -> None:
+    export(run, tmp_path / "out.zarr")
+    cluster(run.path, n_clusters=2)
+    export(run.path, tmp_path / "out.zarr")
+    obs = anndata.read_zarr(tmp_path / "out.zarr").obs
+    assert obs["cluster"].nunique() == 2
+    assert not [name for name in obs if name.startswith("hashstream_")]
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_the_index_keeps_its_name(run: Run, tmp_path: Path, suffix: str) -> None:
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    adata.obs.index.name = "bucket"  # which an export would call a column
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    export(run, tmp_path / f"out.{suffix}")
+    read = anndata.read_h5ad if suffix == "h5ad" else anndata.read_zarr
+    got = read(tmp_path / f"out.{suffix}")
+    assert got.obs.index.name == "bucket"
+    assert list(got.obs_names) == list(adata.obs_names)
+    assert "hashstream_bucket" in got.obs
+
+
+def test_scipy_can_work_on_exported_counts(run: Run, tmp_path: Path) -> None:
+    """Some of its functions want row pointers and indices of one type."""
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    adata.X = adata.X.astype(np.float32)
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    export(run, tmp_path / "out.h5ad")
+    got = anndata.read_h5ad(tmp_path / "out.h5ad").X
+    assert got.indices.dtype == got.indptr.dtype == np.int32
+    got.eliminate_zeros()
+    assert (got != adata.X).nnz == 0
