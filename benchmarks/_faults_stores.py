@@ -171,7 +171,7 @@ def _unsorted(store: Store, rng: np.random.Generator) -> bool:
         return False  # turned round again, the row might be in order
     for name in ("indices", "data"):
         store.arrays[name][low:high] = store.arrays[name][low:high][::-1].copy()
-    store.expect("refuse", "right")
+    store.expect("either", "right")  # rows are sorted where a look at some of them finds one that is not
     return True
 
 

@@ -44,6 +44,21 @@ class CsrChunk:
     def nnz(self) -> int:
         return int(self.indptr[-1])
 
+    def with_sorted_rows(self) -> CsrChunk:
+        """A copy whose rows are in the order of their columns; the chunk itself if a column is beyond 32 bits."""
+        low, high = (int(self.indices.min()), int(self.indices.max())) if self.nnz else (0, 0)
+        if not 0 <= low <= high <= np.iinfo(np.int32).max:
+            return self
+        import scipy.sparse as sp
+
+        values = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
+        shape = (self.n_rows, max(self.n_genes, high + 1))
+        indices, indptr = self.indices.astype(np.int32), self.indptr.astype(np.int32)
+        rows = sp.csr_matrix((np.array(values), indices, indptr), shape=shape)
+        rows.has_sorted_indices = False
+        rows.sort_indices()
+        return CsrChunk(self.start, self.indptr, rows.indices, rows.data, self.n_genes)
+
     def take(self, rows: NDArray[np.integer]) -> CsrChunk:
         """A chunk of some of the rows (positions within the chunk), in the order given; its `start` is 0."""
         lengths = np.diff(self.indptr)[rows]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.matrix import RowMatrix
 from hashstream.errors import InputError
 
@@ -21,6 +22,8 @@ class ValueSummary:
     ----------
     n_rows, n_values : int
         Rows looked at, and their values that are stored or, of a dense matrix, not zero.
+    unsorted : bool
+        Whether the columns of a row fall somewhere.
     problem : str or None
         Why they are no counts, with the first row at fault; None where they are.
     maximum : float
@@ -28,6 +31,7 @@ class ValueSummary:
 
     n_rows: int
     n_values: int
+    unsorted: bool
     problem: str | None
     maximum: float
 
@@ -43,6 +47,7 @@ def summarise_values(matrix: RowMatrix) -> ValueSummary:
     values = np.concatenate([np.asarray(c.data, dtype=np.float64) for c in chunks])
     rows = np.concatenate([c.start + np.repeat(np.arange(c.n_rows), np.diff(c.indptr)) for c in chunks])
     n_looked_at = sum(c.n_rows for c in chunks)
+    unsorted = any(_is_unsorted(chunk) for chunk in chunks)
     maximum = float(np.nanmax(values, initial=0.0))
     scale = "log-normalisation" if maximum < 30 else "normalisation"
     for wrong, what in (
@@ -51,12 +56,20 @@ def summarise_values(matrix: RowMatrix) -> ValueSummary:
         (values != np.floor(values), f"non-integer values up to {maximum:.3g}, as after {scale}"),
     ):
         if wrong.any():
-            return ValueSummary(n_looked_at, len(values), f"{what}, first in row {rows[wrong][0]}", maximum)
-    return ValueSummary(n_looked_at, len(values), None, maximum)
+            problem = f"{what}, first in row {rows[wrong][0]}"
+            return ValueSummary(n_looked_at, len(values), unsorted, problem, maximum)
+    return ValueSummary(n_looked_at, len(values), unsorted, None, maximum)
 
 
-def choose_counts(candidates: dict[str, RowMatrix], *, path: str) -> str:
-    """The name of the first candidate (tried in order) that holds raw counts.
+def _is_unsorted(chunk: CsrChunk) -> bool:
+    falls = np.diff(chunk.indices.astype(np.int64)) < 0
+    begins = chunk.indptr[1:-1]
+    falls[begins[(begins > 0) & (begins < chunk.nnz)] - 1] = False  # from the end of one row to the next
+    return bool(falls.any())
+
+
+def choose_counts(candidates: dict[str, RowMatrix], *, path: str) -> tuple[str, ValueSummary]:
+    """The name of the first candidate (tried in order) that holds raw counts, and what was found there.
 
     Raises
     ------
@@ -67,7 +80,7 @@ def choose_counts(candidates: dict[str, RowMatrix], *, path: str) -> str:
     for name, matrix in candidates.items():
         summary = summarise_values(matrix)
         if summary.problem is None:
-            return name
+            return name, summary
         found[name] = summary.describe()
     listing = "; ".join(f"{name}: {what}" for name, what in found.items())
     raise InputError(

@@ -37,6 +37,9 @@ class RowMatrix(Protocol):
     def max_row_bytes(self) -> int:
         """Bytes that one row of full width takes while it is read: what the smallest chunk needs."""
 
+    def sort_rows(self) -> None:
+        """From now on have the columns of each row ascend, however they are stored."""
+
     def chunk_edges(self, start: int, stop: int, max_bytes: int) -> list[int]:
         """Rows at which to cut rows `start` to `stop` so that each piece takes at most about `max_bytes`."""
 
@@ -106,6 +109,7 @@ class CsrMatrix:
         self.where = where
         self.dtype = np.dtype(data.dtype)
         self._sliced = SlicedArray(indices), SlicedArray(data)
+        self._sort = False
         # The row pointers that chunks were last planned with: reading them again for each chunk would cost as much as
         # a small chunk itself.
         self._planned: tuple[int, NDArray[np.int64]] = (0, np.empty(0, dtype=np.int64))
@@ -140,9 +144,18 @@ class CsrMatrix:
     def nnz(self) -> int:
         return int(self._data.shape[0])
 
+    def sort_rows(self) -> None:
+        self._sort = True
+
+    @property
+    def sorts(self) -> bool:
+        """Whether rows are sorted as they are read."""
+        return self._sort
+
     @property
     def _value_bytes(self) -> int:
-        return int(self._data.dtype.itemsize + self._indices.dtype.itemsize)
+        stored = int(self._data.dtype.itemsize + self._indices.dtype.itemsize)
+        return 3 * stored if self._sort else stored  # with the copies that are sorted
 
     @property
     def max_row_bytes(self) -> int:
@@ -218,7 +231,8 @@ class CsrRows:
         finally:
             for one in self._slices:
                 one.abandon()
-        return CsrChunk(self.start, self._indptr, indices, data, self._matrix.shape[1])
+        chunk = CsrChunk(self.start, self._indptr, indices, data, self._matrix.shape[1])
+        return chunk.with_sorted_rows() if self._matrix.sorts else chunk
 
 
 class DenseMatrix:
@@ -249,6 +263,9 @@ class DenseMatrix:
         stored = int((self._array.chunks or (1,))[0])
         rows -= rows % stored if rows > stored else 0
         return [*range(start, stop, rows), stop]
+
+    def sort_rows(self) -> None:
+        pass  # they always are
 
     @property
     def decoding_bytes(self) -> int:

@@ -193,7 +193,9 @@ def _open_store(opened: Root, layer: str | None) -> Store:
                 f"{path}: {name} states {matrix.shape[1]:,} genes, expected at most {MOST_GENES:,}. The file is "
                 "damaged: rebuild it from its source."
             )
-    name = choose_counts(candidates, path=str(path))
+    name, seen = choose_counts(candidates, path=str(path))
+    if seen.unsorted:
+        candidates[name].sort_rows()
     store = Store(path, opened.format, opened.root, matrix=candidates[name], matrix_name=name)
     _check_genes(store)
     with opening(path):
