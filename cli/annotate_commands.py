@@ -20,7 +20,11 @@ ANNOTATE_MODES = dict.fromkeys(
 @options.run
 @click.option("--hasher", type=options.PathType, help="Folder of `fit --method anchors`, with which RUN was encoded.")
 @click.option("--reference", type=options.PathType, help="Or: RUN of a labelled atlas, encoded with the same hasher.")
-@click.option("--labels", metavar="KEY", help="--reference: column of its obs with the labels.")
+@click.option(
+    "--labels",
+    metavar="KEY",
+    help="--reference: column of its obs with the labels; cells of none, 'nan' or 'unknown' have no label.",
+)
 @click.option(
     "--method",
     type=click.Choice(["both", "discriminant", "vote"]),

@@ -31,7 +31,7 @@ FIT_MODES: dict[str, tuple[str, ...]] = {
     "labels": ("--method anchors",),
 }
 #: Options of the hasher that `encode` fits where none is given.
-FITTING = ("bits", "n_genes", "genes_by", "sample")
+FITTING = ("bits", "n_genes", "genes_by", "sample", "batch_key")
 #: Settings of `encode` that a whole run shares.
 _SHARED = ("max_buckets", "bucket_bits", "partition_rows")
 
@@ -66,9 +66,7 @@ def _fit_anchors(
 )
 @click.option("--labels", metavar="KEY", help="anchors: column of obs with the types to learn.")
 @options.fit_options
-@click.option(
-    "--batch-key", metavar="KEY", help="Column of obs with the batch of each cell: take genes that vary within most."
-)
+@options.genes_within
 @options.layer
 @click.option("--resume", is_flag=True, help="neural: continue an interrupted training.")
 @neural_options.add
@@ -163,6 +161,7 @@ def _facts_of_hasher(hasher: Hasher, begin: float) -> dict[str, Any]:
 @click.option("-o", "--output", required=True, type=options.PathType, help="RUN directory to make, or to append to.")
 @click.option("--hasher", type=options.PathType, help="A fitted hasher, with its own bits and genes.")
 @options.fit_options
+@options.genes_within
 @options.layer
 @options.threads
 @click.option(
@@ -239,6 +238,7 @@ def encode(
     n_genes: int,
     genes_by: str,
     sample: int,
+    batch_key: str | None,
     layer: str | None,
     threads: int,
     device: str,
@@ -261,7 +261,7 @@ def encode(
     """Stream an atlas once: the code and bucket of every cell, and a token for each bucket.
 
     Several stores are encoded as one atlas. Without --hasher one of pca-itq is fitted first, as --bits, --n-genes,
-    --genes-by and --sample say, and kept in RUN/hasher.
+    --genes-by, --sample and --batch-key say, and kept in RUN/hasher. Name the batches where there are several studies.
     """
     from hashstream.hashing import PcaItqSettings
     from hashstream.runtime.files import partial_path
@@ -277,9 +277,10 @@ def encode(
             *FITTING, "partition", "moment_match", "force",
         )  # fmt: skip
         partition, moment_match, force = None, False, False  # a YAML file may have them for other calls
-        hasher = hasher or output / "hasher"
+        hasher, batch_key = hasher or output / "hasher", None
     elif hasher is not None:
         options.refuse("with --hasher, which has its own", *(n for n in FITTING if n != "sample" or not moment_match))
+        batch_key = None
     if (cluster or partition is not None) and checkpoint_seconds > 0:
         options.refuse(
             "with --workers, --scheduler or --partition, where every partition is made safe at once",
@@ -323,6 +324,7 @@ def encode(
             settings=settings,
             fit_settings=fit_settings,
             sample_cells=sample,
+            batch_key=batch_key,
             layer=layer,
             seed=session.seed,
             force=force,
@@ -357,6 +359,8 @@ def _show_encoded(session: Session, run: Run) -> None:
         f"{run.n_cells:,} cells -> {run.n_buckets:,} buckets of {run.bucket_bits} of {run.n_bits} bits "
         f"in {sum(seconds.values()):.1f} s"
     )
+    if n_empty := run.meta["n_empty_cells"]:
+        session.say(f"{n_empty:,} cells have no counts; what becomes of them says nothing: leave them out")
     session.show_path(
         run.path,
         lambda: {

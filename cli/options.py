@@ -104,6 +104,9 @@ genes_by = click.option(
 )
 json = click.option("--json", is_flag=True, help="Print JSON, as the global option before the verb does.")
 
+genes_within = click.option(
+    "--batch-key", metavar="KEY", help="Column of obs with the batch of each cell: take genes that vary within most."
+)
 fit_options = _combine(bits, n_genes, genes_by, sample)
 
 simulation = _combine(

@@ -229,7 +229,7 @@ def _column(
         column = joined_column(open_run_obs(run, atlas), name)
         if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
             return column.to_numpy(np.float64, na_value=np.nan)
-        codes, names = categories(column)
+        codes, names = categories(column, name)
     cells = np.bincount(codes[codes >= 0], minlength=len(names))
     order = np.argsort(-cells, kind="stable")
     place = np.full(len(names) + 1, -1, np.int32)  # the last is of cells without a value

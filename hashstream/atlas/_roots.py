@@ -53,6 +53,11 @@ def opening(path: Path | str) -> Iterator[None]:
 
 def open_roots(paths: Paths) -> list[Root]:
     """Open one AnnData store, or several; raises what `hashstream.atlas.open_atlas` does."""
+    if hasattr(paths, "obs_names"):
+        raise InputError(
+            "an AnnData in memory is given; expected the path of a store: write it first, such as with "
+            "adata.write_h5ad('atlas.h5ad')."
+        )
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     if not listed:
         raise InputError("no atlas given; name at least one AnnData store (.zarr or .h5ad).")
@@ -64,7 +69,10 @@ def open_roots(paths: Paths) -> list[Root]:
         with opening(path):
             for name in ("obs", "var"):
                 if name not in root:
-                    raise InputError(f"{path}: not an AnnData store: it has no {name!r}.")
+                    raise InputError(
+                        f"{path}: not an AnnData store: it has no {name!r}. Other formats (loom, 10x, mtx, csv) are "
+                        "converted once with `hashstream ingest SOURCE ATLAS.zarr`."
+                    )
     return opened
 
 
@@ -119,7 +127,10 @@ def _open_zarr(path: Path) -> Root:
 
     use_fastest_pipeline()
     if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
-        raise InputError(f"{path}: a folder, but not a zarr store (no zarr.json or .zgroup in it).")
+        raise InputError(
+            f"{path}: a folder, but not a zarr store (no zarr.json or .zgroup in it). A 10x folder (matrix.mtx) is "
+            "converted once with `hashstream ingest FOLDER ATLAS.zarr`."
+        )
     try:
         return Root(path, "zarr", zarr.open_group(path, mode="r"), lambda node: isinstance(node, zarr.Group))
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,12 +120,21 @@ def _mismatch(
 ) -> str:
     wanted = ", ".join(map(repr, list(names)[:3]))
     found = ", ".join(map(repr, var_names[:3]))
+    too_few = f"{where}: the genes do not match the hasher's: {best.describe()}, at least {min_overlap:.0%} are needed."
+    if best.n_matched >= _SAME_NAMING * min(len(names), len(var_names)):
+        return (
+            f"{too_few} Both are named alike: the file lacks the others. Encode the reference with a hasher of the "
+            f"genes that both have, or take these few with --min-overlap {math.floor(100 * best.overlap) / 100}."
+        )
     return (
-        f"{where}: the genes do not match the hasher's: {best.describe()}, at least {min_overlap:.0%} are needed. "
-        f"The hasher was fitted on {_kind(names)} such as {wanted}; the file's var_names hold "
+        f"{too_few} The hasher was fitted on {_kind(names)} such as {wanted}; the file's var_names hold "
         f"{_kind(var_names)} such as {found}. Use the same naming in both (a text column of "
         "var with the hasher's names or ids is enough), or fit a hasher on this atlas."
     )
+
+
+#: With such a share of either side's genes in the other the two are named alike.
+_SAME_NAMING = 0.05
 
 
 def _kind(names: Iterable[str]) -> str:

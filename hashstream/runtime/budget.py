@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashstream.errors import BudgetError, SettingsError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS |= {"k": _UNITS["kb"], "m": _UNITS["mb"], "g": _UNITS["gb"]}
 MIB = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: A fresh process with its libraries loaded, its kernels compiled and an atlas of 60,000 genes open; anndata loads

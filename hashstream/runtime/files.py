@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def own_name() -> str:
 
 
 def check_folder_target(
-    target: Path, kind: str, signs: Sequence[str], *, force: bool, sources: str | Path | Iterable[str | Path] = ()
+    target: Path, kind: str, signs: Sequence[str], *, force: bool, sources: str | Path | Sequence[str | Path] = ()
 ) -> Path:
     """See that a folder `target` can be made: the folders above it are, where they are not there.
 
@@ -43,7 +43,7 @@ def check_folder_target(
         What the folder will be, such as "run".
     signs : sequence of str
         Files that such a folder has: `force` replaces a folder that is empty or has one of them, and nothing else.
-    sources : str, Path or iterable of them
+    sources : str, Path or sequence of them
         What is read: the target may be none of these, and not within one.
 
     Returns
@@ -60,7 +60,8 @@ def check_folder_target(
     """
     target = target.resolve() if target.is_symlink() else target
     _check_target(target, force=force)
-    for source in map(Path, [sources] if isinstance(sources, str | Path) else sources):
+    given = sources if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]
+    for source in (Path(one) for one in given if isinstance(one, str | Path)):
         if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
             raise SettingsError(f"{target}: lies in {source}, which is read; choose another target.")
     if target.is_dir():

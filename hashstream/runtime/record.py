@@ -56,7 +56,16 @@ def read_record(run: Path) -> dict[str, Any]:
     try:
         return _checked(run, META, (run / META).read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"{run}: not a run of HashStream: it has no {META}.") from error
+        raise InputError(f"{run}: not a run of HashStream: it has no {META}.{_what_it_is(run)}") from error
+
+
+def _what_it_is(folder: Path) -> str:
+    """What else of HashStream a folder is, that was taken for a run."""
+    others = {"reference.json": "a reference database", "hasher.json": "a hasher", "zarr.json": "an atlas"}
+    for sign, kind in others.items():
+        if (folder / sign).is_file():
+            return f" It is {kind}; give the path of an encoded run."
+    return ""
 
 
 def _following(run: Path) -> bytes | None:

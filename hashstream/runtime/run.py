@@ -57,6 +57,9 @@ class Run:
             If the folder is missing, incomplete, damaged, or of another format version.
         """
         path = Path(path)
+        if path.is_file():
+            remedy = f"`hashstream encode {path.name} -o RUN` makes one"
+            raise InputError(f"{path}: a file, but a run is a folder ({remedy}).")
         if not path.is_dir():
             remedy = "finish it with `hashstream encode --resume`" if partial_path(path).is_dir() else "make it first"
             raise InputError(f"{path}: no such run; {remedy} (`hashstream encode ATLAS -o {path.name}`).")

@@ -49,7 +49,7 @@ def parse_n_clusters(text: str | int) -> int | None:
 def cluster(
     run: Run | str | Path,
     *,
-    n_clusters: int | None = None,
+    n_clusters: int | str | None = None,
     method: str = "auto",
     resolution: float | None = None,
     bucket_bits: int | None = None,
@@ -65,7 +65,7 @@ def cluster(
     Parameters
     ----------
     n_clusters
-        None: chosen from the tokens, without labels.
+        None or ``auto``: chosen from the tokens, without labels.
     method
         See `hashstream.cluster.cluster_tokens`. ``auto``: ``leiden`` where the number of clusters is not given, unless
         batches are integrated, and wherever a resolution is given; ``ward`` otherwise.
@@ -93,6 +93,7 @@ def cluster(
     ------
     InputError, SettingsError, TrainingError
     """
+    n_clusters = parse_n_clusters("auto" if n_clusters is None else n_clusters)
     if assign not in ASSIGNMENTS:
         raise SettingsError(f"--assign is {assign!r}; expected one of {', '.join(ASSIGNMENTS)}.")
     if assign == "cell" and batch_key is not None:

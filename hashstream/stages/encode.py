@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,21 @@ from hashstream.stages.fit import fit_hasher
 from hashstream.stages.workdir import HeldPart, WorkDir
 
 
+@dataclass(frozen=True)
+class _Fitting:
+    """How the Hasher is fitted that is not given."""
+
+    settings: PcaItqSettings
+    sample_cells: int
+    batch_key: str | None
+    seed: int
+
+    def made_by(self) -> dict[str, Any]:
+        """What the plan of a run says of it."""
+        made_by = {"method": "pca-itq", "seed": self.seed, "sample": self.sample_cells, **asdict(self.settings)}
+        return made_by if self.batch_key is None else made_by | {"batch_key": self.batch_key}
+
+
 def encode(
     sources: str | Path | Sequence[str | Path],
     target: str | Path,
@@ -45,6 +60,7 @@ def encode(
     settings: EncodeSettings | None = None,
     fit_settings: PcaItqSettings | None = None,
     sample_cells: int = DEFAULT_SAMPLE_CELLS,
+    batch_key: str | None = None,
     layer: str | None = None,
     seed: int = 0,
     force: bool = False,
@@ -67,6 +83,8 @@ def encode(
         A Hasher or its folder. None: a `pca-itq` one is fitted on a sample first, and kept with the run.
     fit_settings, sample_cells, seed
         Of that fit.
+    batch_key
+        Column of obs with the batch of each cell, for that fit; see `hashstream.stages.fit.fit`.
     layer
         Where the raw counts are; see `hashstream.atlas.open_atlas`.
     force
@@ -123,6 +141,9 @@ def encode(
     for store in atlas.stores:
         if store.matrix_name != "X":
             progress.note(f"{store.path}: raw counts taken from {store.matrix_name}")
+    if hasher is not None and batch_key is not None:
+        raise SettingsError("--batch-key is for the hasher that is fitted, but --hasher gives one; leave either out.")
+    fitting = _Fitting(fit_settings or PcaItqSettings(), sample_cells, batch_key, seed)
     with kernels_loading(atlas) as kernels:
         return _encode(
             atlas,
@@ -130,13 +151,11 @@ def encode(
             work,
             hasher,
             settings,
-            fit_settings,
-            sample_cells,
+            fitting,
             fingerprints,
             kernels,
             timings,
             progress,
-            seed=seed,
             resume=resume,
             partition=partition,
             moment_match=moment_match,
@@ -181,14 +200,12 @@ def _encode(
     work: WorkDir,
     hasher: Hasher | str | Path | None,
     settings: EncodeSettings,
-    fit_settings: PcaItqSettings | None,
-    sample_cells: int,
+    fitting: _Fitting,
     fingerprints: list[str],
     kernels: Future[None],
     timings: Timings,
     progress: ProgressListener,
     *,
-    seed: int,
     resume: bool,
     partition: Partition | None,
     moment_match: bool,
@@ -198,17 +215,16 @@ def _encode(
 ) -> Run | None:
     """`encode`, once the atlas is open."""
     joining = (resume or partition is not None) and work.exists()
-    fit_settings = fit_settings or PcaItqSettings()
     if hasher is not None and not isinstance(hasher, Hasher):
         hasher = Hasher.load(hasher)
     projection = project_encode(
-        atlas, settings, hasher or fit_settings, distributed=bool(cluster), sampled=moment_match
+        atlas, settings, hasher or fitting.settings, distributed=bool(cluster), sampled=moment_match
     )
     chunk_bytes = chunk_bytes_of(projection, settings)
     if moment_match:
-        hasher = _matched(hasher, atlas, settings, sample_cells, seed, progress)
+        hasher = _matched(hasher, atlas, settings, fitting, progress)
     with timings.measure("fit"):
-        hasher, made_by = _hasher(hasher, atlas, work if joining else None, fit_settings, sample_cells, seed, progress)
+        hasher, made_by = _hasher(hasher, atlas, work if joining else None, fitting, progress)
     job = EncodeJob(atlas, hasher, bind(hasher, atlas, settings, progress), settings, chunk_bytes)
     record = record_of(job, fingerprints)
     plan = plan_of(job, record, made_by)
@@ -238,7 +254,7 @@ def _encode(
             projection.total(chunk_bytes),
             settings,
             timings,
-            seed=seed,
+            seed=fitting.seed,
             argv=argv,
             workers=workers,
             held=held,
@@ -328,14 +344,13 @@ def _matched(
     hasher: Hasher | None,
     atlas: Atlas,
     settings: EncodeSettings,
-    sample_cells: int,
-    seed: int,
+    fitting: _Fitting,
     progress: ProgressListener,
 ) -> Hasher:
     if hasher is None:
         raise SettingsError("--moment-match needs --hasher: the one of the reference.")
     progress.note("genes are brought to their moments in the reference: codes depend on all cells of this atlas")
-    sample = draw_sample(atlas, n_cells=sample_cells, seed=seed)
+    sample = draw_sample(atlas, n_cells=fitting.sample_cells, seed=fitting.seed)
     return moment_matched(hasher, sample, min_overlap=settings.min_overlap, where=", ".join(atlas.paths))
 
 
@@ -343,15 +358,21 @@ def _hasher(
     given: Hasher | None,
     atlas: Atlas,
     work: WorkDir | None,
-    settings: PcaItqSettings,
-    sample_cells: int,
-    seed: int,
+    fitting: _Fitting,
     progress: ProgressListener,
 ) -> tuple[Hasher, str | dict[str, Any]]:
     """The Hasher, and what it came from for the plan; one that an interrupted run has fitted is taken from there."""
     if given is not None:
         return given, "given"
-    made_by = {"method": "pca-itq", "seed": seed, "sample": sample_cells, **asdict(settings)}
+    made_by = fitting.made_by()
     if work is not None and work.plan().get("made_by") == made_by:
         return Hasher.load(work.path / HASHER), made_by
-    return fit_hasher(atlas, settings=settings, sample_cells=sample_cells, seed=seed, progress=progress), made_by
+    hasher = fit_hasher(
+        atlas,
+        settings=fitting.settings,
+        sample_cells=fitting.sample_cells,
+        batch_key=fitting.batch_key,
+        seed=fitting.seed,
+        progress=progress,
+    )
+    return hasher, made_by

@@ -217,7 +217,7 @@ def fit(
 
 def _sampled_batches(atlas: Atlas, sample: Sample, key: str) -> NDArray[np.int32]:
     """Number of the batch of each sampled cell."""
-    of_cell, names = categories(atlas.obs_column(key))
+    of_cell, names = categories(atlas.obs_column(key), key)
     batches = of_cell[np.concatenate([block.rows for block in sample.blocks])]
     missing = int(np.count_nonzero(batches < 0))
     if missing:

@@ -92,7 +92,7 @@ def fit_anchors(
 
 def _column(atlas: Atlas, key: str) -> tuple[NDArray[np.int32], list[str]]:
     """A column of obs: number of each cell's value, -1 without one, and the values."""
-    codes, names = categories(atlas.obs_column(key))
+    codes, names = categories(atlas.obs_column(key), key)
     if not names:
         raise InputError(f"{', '.join(map(str, atlas.paths))}: obs[{key!r}] holds no values.")
     return codes, names

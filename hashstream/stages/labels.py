@@ -23,6 +23,8 @@ from hashstream.runtime.schema import LABEL_LEVEL, LABELS
 #: Cells that novelty is judged by: of the reference, and of the run.
 _SAMPLED = 200_000
 _MOST_CHUNKS = 64
+#: Of a shift (see `Novelty`), from which on it is said what it may mean.
+_LARGE_SHIFT = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,17 @@ class Novelty:
         """(n,) float32, in standard deviations; see `TypeFit.novelty`."""
         return self.fit.novelty(codes, n_threads=available_threads()) - np.float32(self.shift)
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Any]:
         """What `annotate` says about it."""
-        return {"novel_above": round(self.fit.threshold, 4), "novelty_shift": round(self.shift, 4)}
+        said = {"novel_above": round(self.fit.threshold, 4), "novelty_shift": round(self.shift, 4)}
+        if self.shift <= _LARGE_SHIFT:
+            return said
+        warning = (
+            f"the cells look less like any type of the reference than its own do, by {self.shift:.1f} standard "
+            "deviations: another technique or batch, which is taken off, or many are of types that it lacks, of which "
+            "few are found"
+        )
+        return said | {"warnings": [warning]}
 
 
 class Labelled(NamedTuple):

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+#: Texts that stand for no value in columns that once had missing ones.
+NOT_A_VALUE = ("", "nan", "NaN", "<NA>")
+#: A column of more different values than both of these, the share being of its cells, is none of categories.
+_MOST_NAMES, _MOST_SHARE = 100, 0.5
+
+
 def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None) -> tuple[NDArray[np.int32], list[str]]:
     """A column of the obs of the atlas that a run encoded, as categories.
 
@@ -41,7 +47,7 @@ def run_column(run: Run, key: str, *, atlas: Sequence[str | Path] | None = None)
     """
     stores = open_run_obs(run, atlas)
     column = joined_column(stores, key)
-    codes, names = categories(column)
+    codes, names = categories(column, key)
     if not names:
         raise InputError(f"{', '.join(str(store.path) for store in stores)}: obs[{key!r}] holds no values.")
     return codes, names
@@ -66,12 +72,34 @@ def without_unknown(codes: NDArray[np.int32], names: list[str]) -> tuple[NDArray
     return codes, [name for name in names if name != UNKNOWN]
 
 
-def categories(column: pd.Series) -> tuple[NDArray[np.int32], list[str]]:
-    """A column of obs as categories: (n_cells,) int32, -1 where the value is missing, and their names, sorted."""
+def categories(column: pd.Series, key: str) -> tuple[NDArray[np.int32], list[str]]:
+    """A column of obs as categories: (n_cells,) int32, -1 where the value is missing, and their names, sorted.
+
+    What missing values are called once they were made text (`NOT_A_VALUE`) is none either.
+
+    Raises
+    ------
+    InputError
+        If it holds fractions, or hardly any two cells have the same value: these are no categories.
+    """
     import pandas as pd
 
-    values = pd.Categorical(column.astype("string"))
-    return np.asarray(values.codes, dtype=np.int32), [str(name) for name in values.categories]
+    if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any():
+        raise InputError(f"obs[{key!r}] holds fractions; expected a column of categories, such as types or batches.")
+    values = column.array if isinstance(column.dtype, pd.CategoricalDtype) else pd.Categorical(column.astype("string"))
+    found = np.asarray(values.codes, dtype=np.int32)
+    used = np.bincount(found[found >= 0], minlength=len(values.categories)) > 0
+    texts = [str(name) for name in values.categories]
+    names = sorted({text for text, there in zip(texts, used, strict=True) if there} - {*NOT_A_VALUE})
+    place = {name: i for i, name in enumerate(names)}
+    codes = np.array([*(place.get(text, -1) for text in texts), -1], dtype=np.int32)[found]
+    n_cells = int(np.count_nonzero(codes >= 0))
+    if len(names) > max(_MOST_NAMES, _MOST_SHARE * n_cells):
+        raise InputError(
+            f"obs[{key!r}] has {len(names):,} different values among {n_cells:,} cells; expected a column of "
+            "categories, such as types or batches."
+        )
+    return codes, names
 
 
 def bucket_counts(run: Run, codes: NDArray[np.int32], n_values: int) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -276,3 +277,18 @@ def test_settings(tmp_path: Path) -> None:
     with pytest.raises(TargetExistsError):
         ingest(tmp_path / "a.h5ad", tmp_path / "out.zarr", max_memory_bytes=BIG)
     ingest(tmp_path / "a.h5ad", tmp_path / "out.zarr", overwrite=True, max_memory_bytes=BIG)
+
+
+def test_slashes_in_names_of_columns(tmp_path: Path) -> None:
+    source = table()
+    source.obs["a_b"], source.obs["a/b"] = 1, np.arange(N)
+    with h5py.File(tmp_path / "a.h5ad", "w") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # AnnData: such keys will be refused one day
+        ad.io.write_elem(file, "/", source)
+    report = ingest(tmp_path / "a.h5ad", tmp_path / "out.zarr", max_memory_bytes=BIG)
+    assert report["notes"] == [
+        f"{tmp_path / 'a.h5ad'}: obs: column 'a/b' is called 'a_b_', as no column of a zarr store may have a slash"
+    ]
+    got = read(tmp_path / "out.zarr").obs
+    assert got["a_b_"].tolist() == list(range(N))
+    assert (got["a_b"] == 1).all()

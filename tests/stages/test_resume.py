@@ -462,7 +462,8 @@ def test_a_budget_that_cannot_be_met_names_one_that_would_do(atlas: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "n"), [("1GiB", 2**30), ("500MB", 5 * 10**8), ("1.5 kib", 1536), (42, 42), ("2e3", 2000)]
+    ("text", "n"),
+    [("1GiB", 2**30), ("500MB", 5 * 10**8), ("2G", 2 * 10**9), ("1.5 kib", 1536), (42, 42), ("2e3", 2000)],
 )
 def test_sizes(text: str | int, n: int) -> None:
     assert parse_bytes(text) == n

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 
-from hashstream.errors import InputError
+from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.run import Run
 from hashstream.stages.annotate import annotate
 from hashstream.stages.append import append
@@ -18,6 +19,7 @@ from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode
 from hashstream.stages.evaluate import evaluate
 from hashstream.stages.export import export
+from hashstream.stages.fit import fit
 from hashstream.stages.reference import build_reference
 from hashstream.stages.trajectory import trajectory
 
@@ -113,6 +115,66 @@ def test_a_run_of_an_earlier_version_has_no_names(run: Run, tmp_path: Path) -> N
     del old.meta["input"]["cell_names"]
     resorted(tmp_path / "atlas.h5ad").write_h5ad(tmp_path / "atlas.h5ad")
     assert evaluate(old, "cell_type")["n_cells"] == 600
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.random.default_rng(0).random(600), "holds fractions"),
+        ([f"donor {i}" for i in range(600)], "600 different values among 600 cells"),
+    ],
+)
+def test_columns_that_are_no_categories(run: Run, tmp_path: Path, values: object, words: str) -> None:
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    adata.obs["odd"] = values
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    for stage in (
+        lambda: evaluate(run, "odd"),
+        lambda: annotate(run, reference=run, labels="odd"),
+        lambda: cluster(run.path, batch_key="odd"),
+        lambda: encode(tmp_path / "atlas.h5ad", tmp_path / "other", batch_key="odd"),
+    ):
+        with pytest.raises(InputError, match=words):
+            stage()
+
+
+@pytest.mark.parametrize("categorical", [True, False])
+def test_texts_for_no_value_are_none(run: Run, tmp_path: Path, categorical: bool) -> None:
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    told = adata.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    for i, nothing in enumerate(["", "nan", "NaN", "<NA>", None, "unknown"]):
+        told[i * 10 : i * 10 + 10] = nothing
+    adata.obs["told"] = pd.Categorical(told) if categorical else pd.array(told, dtype="string")
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    record = annotate(run, reference=run, labels="told")
+    assert record["unlabelled_reference_cells"] == 60
+    assert record["n_labels"] == 4
+
+
+def test_a_hasher_of_several_batches_is_fitted_on_the_way(run: Run, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    adata.obs["study"] = np.array(["a", "b"])[np.arange(600) % 2]
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    made = encode(tmp_path / "atlas.h5ad", tmp_path / "other", batch_key="study")
+    alone = fit(tmp_path / "atlas.h5ad", tmp_path / "hasher", batch_key="study")
+    assert made.hasher().fingerprint() == alone.fingerprint() != run.hasher().fingerprint()
+    assert made.meta["plan"]["made_by"]["batch_key"] == "study"
+    with pytest.raises(SettingsError, match="leave either out"):
+        encode(tmp_path / "atlas.h5ad", tmp_path / "third", batch_key="study", hasher=alone)
+
+
+def test_what_is_no_run_is_told(run: Run, tmp_path: Path) -> None:
+    build_reference([run], tmp_path / "database", labels="cell_type")
+    for name, words in (
+        ("atlas.h5ad", "a file, but a run is a folder"),
+        ("database", "It is a reference database"),
+        ("run/hasher", "It is a hasher"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Run.open(tmp_path / name)
+    with pytest.raises(InputError, match="an AnnData in memory is given"):
+        encode(anndata.read_h5ad(tmp_path / "atlas.h5ad"), tmp_path / "other")
+    assert cluster(run.path, n_clusters="auto")["n_clusters"] == cluster(run.path)["n_clusters"]
 
 
 def test_an_export_replaces_its_own_columns(run: Run, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ def open_anndata(path: Path, root: Any, kind: str, layer: str | None) -> Source:
     """The source in an open HDF5 or zarr group; `kind` is its name in the report ("h5ad")."""
     chosen, notes = _choose(path, root, layer)
     matrix, form = _matrix(path, root, chosen)
-    obs = _table(path, root, "obs", matrix.shape[0])
-    var = _table(path, root, "raw/var" if chosen == "raw/X" else "var", matrix.shape[1])
-    return Source(path, f"{kind}, {form}", obs, var, matrix, chosen, notes=notes)
+    obs, obs_notes = _table(path, root, "obs", matrix.shape[0])
+    var, var_notes = _table(path, root, "raw/var" if chosen == "raw/X" else "var", matrix.shape[1])
+    return Source(path, f"{kind}, {form}", obs, var, matrix, chosen, notes=[*notes, *obs_notes, *var_notes])
 
 
 def _choose(path: Path, root: Any, layer: str | None) -> tuple[str, list[str]]:
@@ -78,7 +78,8 @@ def _matrix(path: Path, root: Any, name: str) -> tuple[Matrix, str]:
     return CscMatrix(where, size, *arrays), "CSC"
 
 
-def _table(path: Path, root: Any, name: str, n_rows: int) -> pd.DataFrame:
+def _table(path: Path, root: Any, name: str, n_rows: int) -> tuple[pd.DataFrame, list[str]]:
+    """A table of cells or genes, and what to say of it."""
     if name not in root:
         raise InputError(f"{path}: has no {name}; expected an AnnData file with obs and var")
     with reading(f"{path}: {name}"), warnings.catch_warnings():
@@ -90,6 +91,21 @@ def _table(path: Path, root: Any, name: str, n_rows: int) -> pd.DataFrame:
         table = read_element(root[name])
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"{path}: {name} is not a table; expected one row a {'cell' if name == 'obs' else 'gene'}")
+    table.columns, notes = _storable(f"{path}: {name}", [str(column) for column in table.columns])
     check_column_names(f"{path}: {name}", table.columns)
     table.index = table.index.astype(str)
-    return table
+    return table, notes
+
+
+def _storable(where: str, names: list[str]) -> tuple[list[str], list[str]]:
+    """Column names without slashes, which in zarr would be folders, and what to say of it."""
+    made: list[str] = []
+    notes: list[str] = []
+    for name in names:
+        new = name.replace("/", "_")
+        while "/" in name and (new in names or new in made):
+            new += "_"
+        if new != name:
+            notes.append(f"{where}: column {name!r} is called {new!r}, as no column of a zarr store may have a slash")
+        made.append(new)
+    return made, notes

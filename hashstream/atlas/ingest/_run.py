@@ -81,7 +81,7 @@ def ingest(
     Returns
     -------
     dict
-        target, n_cells, n_genes, nnz, dtype, sources (path, format, array, n_cells, n_genes), notes, resumed_at.
+        path, n_cells, n_genes, nnz, dtype, sources (path, format, array, n_cells, n_genes), notes, resumed_at.
 
     Raises
     ------
