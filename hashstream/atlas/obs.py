@@ -110,7 +110,7 @@ class ObsStore:
         if not hasattr(node, "keys"):
             return None
         index = dict(node.attrs).get("_index", "_index")
-        names = node[index] if isinstance(index, str) and index in node else None
+        names: Any = node[index] if isinstance(index, str) and index in node else None
         if len(getattr(names, "shape", ())) != 1 or (names.chunks or (1,))[0] > _MOST_NAMES_A_CHUNK:
             return None
         some = self._read(f"obs/{index}", self.n_cells, lambda n: (n.asstr() if hasattr(n, "asstr") else n)[start:stop])
