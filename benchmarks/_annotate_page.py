@@ -174,10 +174,9 @@ def write_markdown(path: Path, entries: list[Entry], summary: dict[str, Any]) ->
         "training on worm, "
         "pbmc3k and paul15 (70% of each type to learn from), of training alone where a batch is held out. Methods that "
         "do not depend on the seed have one value there. All methods have the genes that HashStream selected on the "
-        "training "
-        "cells. Types that are only among the test cells count as errors of every method. Where the training file holds "
-        "several studies, `fit` is told which cells are of which (`--batch-key`), and of pancreas, whose files have the "
-        "union of all genes, those that every study expresses are kept, for all methods.",
+        "training cells. Types that are only among the test cells count as errors of every method. Where the training "
+        "file holds several studies, `fit` is told which cells are of which (`--batch-key`), and of pancreas, whose "
+        "files have the union of all genes, those that every study expresses are kept, for all methods.",
         "",
         f"One seed: {'; '.join(few)}. On random splits compare them with the others with care. *best C* is the "
         "setting of logistic regression that did best here in a search with the test labels in view (C = 0.001, "

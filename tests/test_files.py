@@ -101,8 +101,8 @@ def test_a_link_is_followed_and_nothing_is_made_in_what_is_read(tmp_path: Path) 
     (tmp_path / "link").symlink_to(tmp_path / "there")
     assert check_folder_target(tmp_path / "link", "run", ("run.json",), force=False) == (tmp_path / "there").resolve()
     folder_with(tmp_path / "atlas.zarr", "")
-    for target in ("atlas.zarr", "atlas.zarr/run"):
-        with pytest.raises(SettingsError, match="which is read"):
+    for target, words in (("atlas.zarr", "is source and target"), ("atlas.zarr/run", "which is read")):
+        with pytest.raises(SettingsError, match=words):
             check_folder_target(
                 tmp_path / target, "run", ("is",), force=True, sources=[tmp_path / "atlas.zarr", "s3://a/b.zarr"]
             )

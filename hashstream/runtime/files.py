@@ -59,11 +59,13 @@ def check_folder_target(
         If the folders above it cannot be made.
     """
     target = target.resolve() if target.is_symlink() else target
-    _check_target(target, force=force)
     given = sources if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]
     for source in (Path(one) for one in given if isinstance(one, str | Path)):
+        if target.resolve() == source.resolve():
+            raise SettingsError(f"{source} is source and target; choose another target.")
         if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
             raise SettingsError(f"{target}: lies in {source}, which is read; choose another target.")
+    _check_target(target, force=force)
     if target.is_dir():
         is_such = any((target / sign).exists() for sign in signs) or not any(target.iterdir())
     else:

@@ -46,7 +46,7 @@ def ingest(
     """
     progress, target = progress or Silent(), Path(target)
     check_ending(target)
-    target = check_folder_target(target, "zarr store", ZARR_SIGNS, force=force)
+    target = check_folder_target(target, "zarr store", ZARR_SIGNS, force=force, sources=sources)
     timings = Timings()
     with timings.measure("ingest"):
         report = _guarded(

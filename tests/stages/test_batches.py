@@ -29,7 +29,7 @@ def adata() -> anndata.AnnData:
     adata.obs[KEY] = pd.Categorical(rng.choice(["b", "a", "c"], 500, p=[0.6, 0.3, 0.1]))
     adata.obs["one"] = "same"
     adata.obs["gaps"] = pd.Categorical([None if i < 7 else f"b{i % 2}" for i in range(500)])
-    adata.obs["each"] = [f"cell {i}" for i in range(500)]
+    adata.obs["each"] = [f"pair {i // 2}" for i in range(500)]
     return adata
 
 
@@ -147,12 +147,12 @@ def test_columns_that_are_no_batches_are_refused(make_run: Callable[[int], Run],
         batch_tokens(run, "gaps")
     with pytest.raises(SettingsError, match=r"obs\['one'\] has one value; leave --batch-key out"):
         batch_tokens(run, "one")
-    with pytest.raises(SettingsError, match="500 values, more than the 100 buckets"):
+    with pytest.raises(SettingsError, match="250 values, more than the 100 buckets"):
         batch_tokens(run, "each")
     with pytest.raises(InputError, match="no column 'nothing'"):
         batch_tokens(run, "nothing")
     with pytest.raises(BudgetError, match="--max-memory"):
         batch_tokens(run, KEY, max_memory_bytes=1 << 20)
-    with pytest.raises(InputError, match=r"cell 0 has another code.*--atlas"):
+    with pytest.raises(InputError, match=r"in another order.*--atlas"):
         batch_tokens(run, KEY, atlas=[sources[1], sources[0]])
     assert not list(run.path.glob("batches-*"))

@@ -153,9 +153,11 @@ def test_what_cannot_be_built(runs: Path, built: Path, tmp_path: Path) -> None:
 
 
 def test_a_column_of_names_of_cells_is_refused(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hashstream.stages.reference.MAX_CATEGORIES", 250)
-    with pytest.raises(SettingsError, match=r"obs\['name'\] has 300 different values, more than 250"):
+    with pytest.raises(InputError, match=r"obs\['name'\] has 300 different values among 300 cells"):
         build_reference([runs / "a"], tmp_path / "db", labels="cell_type", columns=["name"])
+    monkeypatch.setattr("hashstream.stages.reference.MAX_CATEGORIES", 3)
+    with pytest.raises(SettingsError, match=r"obs\['cell_type'\] has 4 different values, more than 3"):
+        build_reference([runs / "a"], tmp_path / "db", labels="cell_type")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -91,7 +91,7 @@ def _table(path: Path, root: Any, name: str, n_rows: int) -> tuple[pd.DataFrame,
         table = read_element(root[name])
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"{path}: {name} is not a table; expected one row a {'cell' if name == 'obs' else 'gene'}")
-    table.columns, notes = _storable(f"{path}: {name}", [str(column) for column in table.columns])
+    table.columns, notes = _storable(name, [str(column) for column in table.columns])
     check_column_names(f"{path}: {name}", table.columns)
     table.index = table.index.astype(str)
     return table, notes
@@ -102,8 +102,9 @@ def _storable(where: str, names: list[str]) -> tuple[list[str], list[str]]:
     made: list[str] = []
     notes: list[str] = []
     for name in names:
-        new = name.replace("/", "_")
-        while "/" in name and (new in names or new in made):
+        usual = not {"", ".", ".."} & set(name.split("/"))
+        new = name.replace("/", "_") if usual else name
+        while new != name and (new in names or new in made):
             new += "_"
         if new != name:
             notes.append(f"{where}: column {name!r} is called {new!r}, as no column of a zarr store may have a slash")
