@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Python prints and forgets what is raised in these files' callbacks and in finalisers.
-_SWALLOWING = (weakref.__file__, _weakrefset.__file__)
+from hashstream.runtime import steady_file
+
+#: Python prints and forgets what is raised in these files' callbacks and in finalisers, as does HDF5 where it writes at
+#: the end of an array that nobody holds any more.
+_SWALLOWING = (weakref.__file__, _weakrefset.__file__, steady_file.__file__)
 _AGAIN_S = 0.01
 
 

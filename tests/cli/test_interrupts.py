@@ -11,6 +11,7 @@ import pytest
 SCRIPT = """
 import os, signal, time, weakref
 from hashstream.cli.interrupts import interrupts_that_count
+from hashstream.runtime.steady_file import SteadyFile
 {before}
 
 def send():
@@ -21,6 +22,11 @@ def send():
 class Finalised:
     def __del__(self):
         send()
+
+class Offset:
+    def __radd__(self, start):
+        send()
+        return start
 
 class Dropped:
     pass
@@ -46,6 +52,12 @@ def run(handler: str, act: str) -> tuple[str, str]:
 @pytest.mark.parametrize("act", ["del dropped", "Finalised()", "send()"])
 def test_an_interrupt_is_never_lost(act: str) -> None:
     assert run("signal.default_int_handler", act) == ("interrupted\n", "")
+
+
+def test_hdf5_is_let_write_on() -> None:
+    """It may be writing at the end of an array, where it would swallow an interrupt."""
+    act = "SteadyFile(os.devnull).seek(Offset()); print('written')"
+    assert run("signal.default_int_handler", act) == ("written\ninterrupted\n", "")
 
 
 def test_at_the_end_of_the_process_there_is_no_traceback() -> None:
