@@ -20,6 +20,7 @@ from hashstream.atlas.missing import check_chunks, check_dense_chunks, check_poi
 from hashstream.errors import HashStreamError, InputError
 
 MAX_CHUNK_ROWS = 1 << 16
+_MOST_POINTERS = 1 << 19  # that are kept beyond those asked for
 
 
 class RowMatrix(Protocol):
@@ -182,8 +183,10 @@ class CsrMatrix:
     def row_pointers(self, start: int, stop: int) -> NDArray[np.int64]:
         """Row pointers of rows `start` to `stop`: (stop - start + 1,) int64, absolute."""
         first, planned = self._planned
+        wanted = range(start, stop)
         if first <= start and stop < first + len(planned):
             return planned[start - first : stop - first + 1]
+        start, stop = self._whole_chunks(start, stop)
         with _reading(f"{self.where}/indptr", start, stop):
             pointers = np.asarray(self._indptr[start : stop + 1]).astype(np.int64, copy=False)
         bad = np.flatnonzero(np.diff(pointers) < 0)
@@ -193,7 +196,14 @@ class CsrMatrix:
                 f"{self.where}/indptr: row pointers must rise from 0 to {self.nnz}; row {row} breaks the order. "
                 "The file is damaged: rebuild it from its source."
             )
-        return pointers
+        self._planned = (start, pointers)
+        return pointers[wanted.start - start : wanted.stop - start + 1]
+
+    def _whole_chunks(self, start: int, stop: int) -> tuple[int, int]:
+        """Rows whose pointers are decoded anyway if those of `start` to `stop` are, unless they are very many."""
+        chunk = chunk_elements(self._indptr)
+        low, high = start // chunk * chunk, min(-(-(stop + 1) // chunk) * chunk - 1, self.shape[0])
+        return (low, high) if high - low <= max(_MOST_POINTERS, stop - start) else (start, stop)
 
     @property
     def decoding_bytes(self) -> int:
