@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 #: Texts that stand for no value in columns that once had missing ones.
 NOT_A_VALUE = ("", "nan", "NaN", "<NA>")
-#: A column of more different values than both of these, the share being of its cells, is none of categories.
+#: A column of more different values than both of these, the share being of its cells, is none of categories; one of
+#: fractions (days such as 8.5 may be groups) of more than the first.
 _MOST_NAMES, _MOST_SHARE = 100, 0.5
 
 
@@ -80,12 +81,15 @@ def categories(column: pd.Series, key: str) -> tuple[NDArray[np.int32], list[str
     Raises
     ------
     InputError
-        If it holds fractions, or hardly any two cells have the same value: these are no categories.
+        If it holds many fractions, or hardly any two cells have the same value: these are no categories.
     """
     import pandas as pd
 
-    if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any():
-        raise InputError(f"obs[{key!r}] holds fractions; expected a column of categories, such as types or batches.")
+    if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any() and column.nunique() > _MOST_NAMES:
+        raise InputError(
+            f"obs[{key!r}] holds {column.nunique():,} fractions; expected a column of categories, such as types or "
+            "batches."
+        )
     values = column.array if isinstance(column.dtype, pd.CategoricalDtype) else pd.Categorical(column.astype("string"))
     found = np.asarray(values.codes, dtype=np.int32)
     used = np.bincount(found[found >= 0], minlength=len(values.categories)) > 0

@@ -120,7 +120,7 @@ def test_a_run_of_an_earlier_version_has_no_names(run: Run, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (np.random.default_rng(0).random(600), "holds fractions"),
+        (np.random.default_rng(0).integers(0, 200, 600) / 7, r"holds 1\d\d fractions"),
         ([f"donor {i}" for i in range(600)], "600 different values among 600 cells"),
     ],
 )
@@ -136,6 +136,13 @@ def test_columns_that_are_no_categories(run: Run, tmp_path: Path, values: object
     ):
         with pytest.raises(InputError, match=words):
             stage()
+
+
+def test_days_may_be_groups(run: Run, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    adata.obs["day"] = np.array([8.5, 9.0, 9.5])[np.arange(600) % 3]
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    assert set(annotate(run, reference=run, labels="day", unknown_threshold=0)["cells"]) <= {"8.5", "9.0", "9.5"}
 
 
 @pytest.mark.parametrize("categorical", [True, False])
