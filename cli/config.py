@@ -76,7 +76,11 @@ def _options_of(path: Path, command: click.Command, content: Any) -> dict[str, A
             f"{', '.join(sorted(map(shown, known)))}."
         )
     for name, value in options.items():
-        if isinstance(value, float) and isinstance(known[name].type, click.types.IntParamType):
+        if (
+            isinstance(value, float)
+            and not value.is_integer()
+            and isinstance(known[name].type, click.types.IntParamType)
+        ):
             raise click.UsageError(
                 f"--config {path}: {shown(name)!r} of {command.name!r} is {value}; expected a whole number."
             )

@@ -264,7 +264,7 @@ def encode(
     --genes-by, --sample and --batch-key say, and kept in RUN/hasher. Name the batches where there are several studies.
     """
     from hashstream.hashing import PcaItqSettings
-    from hashstream.runtime.files import partial_path
+    from hashstream.runtime.files import followed, partial_path
     from hashstream.stages import encode_plan
     from hashstream.stages.distribute import ClusterSettings
     from hashstream.stages.encode import encode as encode_stage
@@ -337,7 +337,7 @@ def encode(
         )
     except KeyboardInterrupt:
         what, again = "encode --append" if append else "encode", " --force" if force else ""
-        if partial_path(output).is_dir():
+        if partial_path(followed(output)).is_dir():
             session.say(
                 f"interrupted; what is done is kept, continue with: hashstream {what} ... -o {output} --resume{again}"
             )

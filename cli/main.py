@@ -72,7 +72,7 @@ def cli(ctx: click.Context, config: str | None, seed: int, verbose: bool, quiet:
 def _check_environment(ctx: click.Context) -> None:
     """Raise UsageError for a variable of the command that sets none of its options."""
     command = cli.commands.get(str(ctx.invoked_subcommand))
-    if command is None:
+    if command is None or "--help" in sys.argv:
         return
     prefix = f"HASHSTREAM_{str(command.name).upper().replace('-', '_')}_"
     known = [f"{prefix}{str(parameter.name).upper()}" for parameter in command.params]

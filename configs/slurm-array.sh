@@ -22,18 +22,17 @@ if [[ $# -lt 2 ]]; then
   echo "usage: bash slurm-array.sh ATLAS.zarr RUN [JOBS]" >&2
   exit 2
 fi
-export ATLAS=$1 RUN=${2%/} JOBS=${3:-16}
+export ATLAS=$1 RUN=${2%/} JOBS=${3:-16} HASHER=${HASHER:-}
 after=()
-if [[ -z "${HASHER:-}" ]]; then
+if [[ -z "$HASHER" ]]; then
   HASHER=$RUN.hasher
   if [[ ! -d "$HASHER" ]]; then
     fit=$(sbatch --parsable --job-name=hashstream-fit --cpus-per-task=4 --mem=2G --time=01:00:00 \
-      --wrap "hashstream fit $(printf '%q -o %q' "$ATLAS" "$HASHER")")
+      --wrap 'hashstream fit "$ATLAS" -o "$HASHER"')
     after=("--dependency=afterok:${fit%%;*}") # with several clusters: JOB;CLUSTER
   fi
 fi
-export HASHER
 array=$(sbatch --parsable ${after[@]+"${after[@]}"} --array="0-$((JOBS - 1))" "$0")
 # afterany: where jobs failed, finalize says what is missing and ends with 3.
 sbatch --parsable --job-name=hashstream-finalize --mem=2G --time=01:00:00 \
-  --dependency="afterany:${array%%;*}" --wrap "hashstream finalize $(printf '%q' "$RUN")"
+  --dependency="afterany:${array%%;*}" --wrap 'hashstream finalize "$RUN"'

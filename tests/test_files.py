@@ -11,7 +11,7 @@ import pytest
 
 from hashstream.errors import InputError, SettingsError, TargetExistsError
 from hashstream.runtime.exchange import publish, restore
-from hashstream.runtime.files import check_file_target, check_folder_target, new_file
+from hashstream.runtime.files import ZARR_SIGNS, check_file_target, check_folder_target, new_file
 from hashstream.runtime.folder_lock import FolderLock, new_folder
 
 
@@ -100,7 +100,12 @@ def test_what_was_just_taken_away_is_restored(tmp_path: Path) -> None:
 def test_a_link_is_followed_and_nothing_is_made_in_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "there")
     assert check_folder_target(tmp_path / "link", "run", ("run.json",), force=False) == (tmp_path / "there").resolve()
+    folder_with(tmp_path / "tenx", "")
+    check_folder_target(
+        tmp_path / "tenx" / "atlas.zarr", "zarr store", ZARR_SIGNS, force=False, sources=tmp_path / "tenx"
+    )
     folder_with(tmp_path / "atlas.zarr", "")
+    (tmp_path / "atlas.zarr" / "zarr.json").write_text("{}")
     for target, words in (("atlas.zarr", "is source and target"), ("atlas.zarr/run", "which is read")):
         with pytest.raises(SettingsError, match=words):
             check_folder_target(

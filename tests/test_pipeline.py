@@ -6,7 +6,9 @@ import multiprocessing
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import zarr
 
@@ -23,20 +25,25 @@ def _anew() -> Iterator[None]:
     use_fastest_pipeline()
 
 
-def _tell(answers: multiprocessing.Queue[tuple[str, str]]) -> None:
-    answers.put((use_fastest_pipeline(), str(zarr.config.get("codec_pipeline.path"))))
+def _tell(answers: multiprocessing.Queue[tuple[str, str, int]], opened: zarr.Array) -> None:
+    total = int(opened[:].sum())
+    answers.put((use_fastest_pipeline(), str(zarr.config.get("codec_pipeline.path")), total))
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_process_has_none_of_the_threads_of_zarrs() -> None:
+def test_a_forked_process_has_none_of_the_threads_of_zarrs(tmp_path: Path) -> None:
+    """It reads all the same, from an array too that was opened and read before."""
     assert use_fastest_pipeline() == "zarrs"
+    array = zarr.create_array(tmp_path / "a.zarr", data=np.arange(10**6), chunks=(1000,), shards=(100_000,))
+    array = zarr.open_array(tmp_path / "a.zarr", mode="r")
+    expected = int(array[:].sum())
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    child = context.Process(target=_tell, args=(answers,))
+    child = context.Process(target=_tell, args=(answers, array))
     child.start()
-    name, path = answers.get(timeout=60)
+    found = answers.get(timeout=60)
     child.join()
-    assert (name, path) == ("zarr", "zarr.core.codec_pipeline.BatchedCodecPipeline")
+    assert found == ("zarr", "zarr.core.codec_pipeline.BatchedCodecPipeline", expected)
     assert use_fastest_pipeline() == "zarrs"
 
 

@@ -15,9 +15,6 @@ from hashstream.errors import HashStreamError, InputError, SettingsError
 WIDENING = ("uint8", "uint16", "uint32", "float32")
 """Dtypes of stored values, each of which holds what the one before holds (uint32 and float32: see `CsrFiles`)."""
 
-ZARR_SIGNS = ("zarr.json", ".zgroup", ".zmetadata")
-"""Files one of which the folder of a zarr store has."""
-
 _OTHER_FORMATS = (".h5ad", ".h5", ".hdf5", ".loom", ".csv", ".tsv", ".txt", ".mtx", ".gz", ".parquet", ".npz", ".zip")
 
 

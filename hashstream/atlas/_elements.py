@@ -73,8 +73,8 @@ def _read_plain(node: Any) -> Any:
 
 def text_blocks(node: Any, block: int) -> Iterator[NDArray[np.object_]]:
     """Names as strings, some at a time; those that are no plain array of strings are read as a whole."""
-    plain = _kind(node) == ("string-array", "0.2.0") and len(node.shape) == 1
-    source = (node.asstr() if hasattr(node, "asstr") else node) if plain else np.asarray(read_element(node))
+    plain = is_plain_text(node)
+    source = plain_text(node) if plain else np.asarray(read_element(node))
     chunks = getattr(node, "chunks", None)
     if plain and chunks:  # none is decoded twice
         block = -(-block // chunks[0]) * chunks[0]
@@ -85,7 +85,7 @@ def text_blocks(node: Any, block: int) -> Iterator[NDArray[np.object_]]:
 def read_plain_text(node: Any) -> NDArray[np.object_] | None:
     """Names, or categories that are names, as strings; None for anything else. A cell of no category is "nan"."""
     kind = _kind(node)
-    if kind == ("string-array", "0.2.0") and len(node.shape) == 1:
+    if is_plain_text(node):
         return np.asarray(_strings(node), dtype=object)
     if kind == ("categorical", "0.2.0"):
         codes, categories = _read_plain(node["codes"]), read_plain_text(node["categories"])
@@ -95,6 +95,16 @@ def read_plain_text(node: Any) -> NDArray[np.object_] | None:
             return None  # pandas says what is wrong
         return np.append(categories, "nan")[np.where(codes < 0, len(categories), codes)]
     return None
+
+
+def is_plain_text(node: Any) -> bool:
+    """Whether a node is a one-dimensional array of strings."""
+    return len(getattr(node, "shape", ())) == 1 and _kind(node) == ("string-array", "0.2.0")
+
+
+def plain_text(node: Any) -> Any:
+    """Such a node as what gives strings where it is sliced."""
+    return node.asstr() if hasattr(node, "asstr") else node
 
 
 def _kind(node: Any) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ MOST_DENSE_CHUNKS = 1 << 22
 MOST_CHUNKS = 1 << 23
 SURELY_SOME = 40  # expected non-zeros of a chunk that cannot well have none
 _PEEK_ROW = 1 << 20
+_DEEPEST = 40  # folders below an array, more than it has dimensions
 
 
 def check_chunks(where: str, array: Any) -> None:
@@ -167,15 +168,18 @@ def _are_there(array: Any, places: Iterable[tuple[int, ...]], n_chunks: int) -> 
     if isinstance(array.store, RemoteStore):
         found: Iterable[bool] = array.store.are_there(array.path, (f"{array.path}/{key}" for key in keys))
     else:
-        names = _files_below(Path(array.store.root) / array.path)  # on network disks quicker than to ask for each
+        names = {*_files_below(Path(array.store.root) / array.path)}  # on network disks quicker than to ask for each
         found = (key in names for key in keys)
     return np.fromiter(found, dtype=bool, count=n_chunks)
 
 
-def _files_below(folder: Path) -> set[str]:
-    """Paths of all files in a folder and those in it, from there on, with slashes."""
-    names: set[str] = set()
-    for base, _, files in os.walk(folder):
-        above = Path(base).relative_to(folder).as_posix()
-        names.update(files if above == "." else (f"{above}/{file}" for file in files))
-    return names
+def _files_below(folder: str | os.PathLike[str], above: str = "", depth: int = 0) -> Iterator[str]:
+    """Paths of all files in a folder and those in it, from there on, with slashes. Links count as what they lead to."""
+    if depth > _DEEPEST or not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _files_below(entry.path, f"{above}{entry.name}/", depth + 1)
+            elif entry.is_file():
+                yield above + entry.name

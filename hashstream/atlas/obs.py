@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.atlas._elements import read_element, text_blocks
+from hashstream.atlas._elements import is_plain_text, plain_text, read_element, text_blocks
 from hashstream.atlas._roots import Paths, open_roots, opening
 from hashstream.atlas.layout import check_lengths
 from hashstream.errors import HashStreamError, InputError
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _NAMES_AT_ONCE = 1 << 17
 _MOST_NAMES_A_CHUNK = 1 << 18
-_DIGEST_BLOCKS, _DIGEST_ROWS = 4, 16
+_DIGEST_ALL = 1 << 16  # names that are all looked at
+_DIGEST_BLOCKS, _DIGEST_ROWS = 4, 16  # of more
 
 
 @dataclass
@@ -111,9 +112,12 @@ class ObsStore:
             return None
         index = dict(node.attrs).get("_index", "_index")
         names: Any = node[index] if isinstance(index, str) and index in node else None
-        if len(getattr(names, "shape", ())) != 1 or (names.chunks or (1,))[0] > _MOST_NAMES_A_CHUNK:
+        if not is_plain_text(names) or (names.chunks or (1,))[0] > _MOST_NAMES_A_CHUNK:
             return None
-        some = self._read(f"obs/{index}", self.n_cells, lambda n: (n.asstr() if hasattr(n, "asstr") else n)[start:stop])
+        try:
+            some = self._read(f"obs/{index}", self.n_cells, lambda n: plain_text(n)[start:stop])
+        except InputError:  # whoever needs them says so
+            return None
         return [str(name) for name in some]
 
     def _node(self, name: str) -> Any:
@@ -153,14 +157,17 @@ def open_obs(paths: Paths) -> list[ObsStore]:
 
 
 def names_digest(stores: Sequence[ObsStore], first: int, n_cells: int) -> str | None:
-    """SHA-256 of the names of some of the cells `first` to `first + n_cells` of some stores, which tells their order.
+    """SHA-256 of the names of the cells `first` to `first + n_cells` of some stores, which tells their order.
+
+    Above 65,536 cells it is that of some of the names.
 
     None where these cannot be read without most of the others.
     """
     digest = hashlib.sha256()
+    rows, blocks = (n_cells, 1) if n_cells <= _DIGEST_ALL else (_DIGEST_ROWS, _DIGEST_BLOCKS)
     ends = np.cumsum([store.n_cells for store in stores]).tolist()
-    for start in np.unique(np.linspace(0, max(n_cells - _DIGEST_ROWS, 0), _DIGEST_BLOCKS).astype(np.int64)).tolist():
-        low, high = first + start, first + min(start + _DIGEST_ROWS, n_cells)
+    for start in np.unique(np.linspace(0, n_cells - rows, blocks).astype(np.int64)).tolist():
+        low, high = first + start, first + start + rows
         for store, end in zip(stores, ends, strict=True):
             begin = end - store.n_cells
             if max(low, begin) < min(high, end):

@@ -29,14 +29,14 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from hashstream.atlas._checks import WIDENING, ZARR_SIGNS, check_chunk, check_ending, check_length
+from hashstream.atlas._checks import WIDENING, check_chunk, check_ending, check_length
 from hashstream.atlas._csr_files import CsrFiles
 from hashstream.atlas._frames import TABLE_CODEC, create_array, encoding, write_table
 from hashstream.atlas._resume import ObsBlocks, RowPointers, read_state, remove_leftovers
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.errors import SettingsError
 from hashstream.runtime.exchange import publish
-from hashstream.runtime.files import check_folder_target, partial_path, remove, write_json
+from hashstream.runtime.files import ZARR_SIGNS, check_folder_target, partial_path, remove, write_json
 from hashstream.runtime.folder_lock import FolderLock
 
 STATE_VERSION, STATE_NAME = 2, "state.json"
@@ -109,12 +109,11 @@ class AtlasWriter:
         threads: int = 2,
         checkpoint_elements: int = CHECKPOINT_ELEMENTS,
     ) -> None:
-        self.path = Path(path)
+        check_ending(Path(path))
+        self.path = check_folder_target(Path(path), "zarr store", ZARR_SIGNS, force=overwrite)
         self.partial = partial_path(self.path)
         self.n_genes = n_genes
         self._overwrite = overwrite
-        check_ending(self.path)
-        check_folder_target(self.path, "zarr store", ZARR_SIGNS, force=overwrite)
         if n_genes < 1 or n_genes > 2**31 - 1:
             raise SettingsError(f"an atlas needs between 1 and 2^31 - 1 genes, not {n_genes}")
         if chunk_rows < 1 or shard_chunks < 1 or threads < 1:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _TENSORS = "hasher.safetensors"
 HASHER_META = "hasher.json"
+HASHER_FILES = (HASHER_META, _TENSORS)
 
 
 @dataclass(frozen=True)

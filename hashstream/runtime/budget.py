@@ -13,6 +13,7 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "m
 _UNITS |= {"k": _UNITS["kb"], "m": _UNITS["mb"], "g": _UNITS["gb"]}
 MIB = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ERRNO_AT = ("[errno", "(os error")  # in what Arrow and zarrs say
 #: A fresh process with its libraries loaded, its kernels compiled and an atlas of 60,000 genes open; anndata loads
 #: dask where that is installed (16 MiB). Where HashStream is called from a process that holds more already (a notebook,
 #: say), the budget is for what it adds to that.
@@ -86,7 +87,8 @@ class Projection:
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, says that there is no space left, or that a quota or a limit is reached."""
     while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(f"[errno {n}]" in str(error) for n in _FULL):
+        words = str(error)
+        if getattr(error, "errno", None) in _FULL or any(f"{at} {n}" in words for at in _ERRNO_AT for n in _FULL):
             return True
         if "No space left on device" in str(error):
             return True

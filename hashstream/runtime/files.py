@@ -19,12 +19,19 @@ from numpy.typing import NDArray
 
 from hashstream.errors import InputError, SettingsError, TargetExistsError
 
+#: Files one of which the folder of a zarr store has.
+ZARR_SIGNS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5)
 
 
 def partial_path(target: Path) -> Path:
     """Where `target` is built before it is renamed."""
     return target.with_name(target.name + ".partial")
+
+
+def followed(target: Path) -> Path:
+    """A target, or what it leads to if it is a link: that is what is made or replaced."""
+    return target.resolve() if target.is_symlink() else target
 
 
 def own_name() -> str:
@@ -58,12 +65,13 @@ def check_folder_target(
     InputError
         If the folders above it cannot be made.
     """
-    target = target.resolve() if target.is_symlink() else target
+    target = followed(target)
     given = sources if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]
     for source in (Path(one) for one in given if isinstance(one, str | Path)):
         if target.resolve() == source.resolve():
             raise SettingsError(f"{source} is source and target; choose another target.")
-        if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        is_zarr = any((source / sign).exists() for sign in ZARR_SIGNS)
+        if is_zarr and target.resolve().is_relative_to(source.resolve()):
             raise SettingsError(f"{target}: lies in {source}, which is read; choose another target.")
     _check_target(target, force=force)
     if target.is_dir():

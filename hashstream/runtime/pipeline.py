@@ -79,5 +79,18 @@ def _register_zarrs_for_files() -> str:
                 raise NotImplementedError  # on which zarr takes its own
             return super().from_array_metadata_and_store(array_metadata, store)
 
+        async def read(self, *args: Any, **named: Any) -> Any:
+            self._without_threads()
+            return await super().read(*args, **named)
+
+        async def write(self, *args: Any, **named: Any) -> Any:
+            self._without_threads()
+            return await super().write(*args, **named)
+
+        def _without_threads(self) -> None:
+            """Leave the work to zarr in a forked process, for arrays too that were opened before the fork."""
+            if _FORKED:
+                self.impl = None
+
     register_pipeline(ZarrsForFiles)
     return str(fully_qualified_name(ZarrsForFiles))

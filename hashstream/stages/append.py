@@ -24,6 +24,7 @@ from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.exchange import restore
+from hashstream.runtime.files import followed
 from hashstream.runtime.memory import trim
 from hashstream.runtime.parquet import token_rows
 from hashstream.runtime.provenance import Timings
@@ -100,7 +101,7 @@ def append(
     PartialRunError
         The disk is full, or workers died too often; the old run stands, what is done is kept.
     """
-    target, progress, cluster = Path(run), progress or Silent(), cluster or ClusterSettings()
+    target, progress, cluster = followed(Path(run)), progress or Silent(), cluster or ClusterSettings()
     if cluster:
         require_distributed()
     if restore(target):

@@ -20,6 +20,7 @@ from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, draw_sample
 from hashstream.buckets import BucketIndex, BucketTable
 from hashstream.errors import HashStreamError, InputError, PartialRunError, SettingsError, UnreachableError
 from hashstream.hashing import BoundHasher, Hasher, PcaItqSettings
+from hashstream.hashing.hasher import HASHER_META
 from hashstream.hashing.moment_match import moment_matched
 from hashstream.kernels import EncoderWeights, encode_rows
 from hashstream.runtime.budget import is_disk_full
@@ -27,7 +28,7 @@ from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_folder_target, remove
 from hashstream.runtime.provenance import Timings
 from hashstream.runtime.record import META, read_record
-from hashstream.runtime.run import HASHER, Run
+from hashstream.runtime.run import BUCKETS, HASHER, Run
 from hashstream.stages.distribute import ClusterSettings, require_distributed, run_on_cluster
 from hashstream.stages.encode_finish import finish, name_run, remove_replaced
 from hashstream.stages.encode_job import EncodeJob
@@ -35,6 +36,9 @@ from hashstream.stages.encode_plan import EncodeSettings, Partition, chunk_bytes
 from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_of
 from hashstream.stages.fit import fit_hasher
 from hashstream.stages.workdir import HeldPart, WorkDir
+
+#: Files that a run has, also if it was damaged.
+_SIGNS = (META, BUCKETS, f"{HASHER}/{HASHER_META}")
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def encode(
     """
     target, settings, progress = Path(target), settings or EncodeSettings(), progress or Silent()
     timings = Timings()
-    target = check_folder_target(target, "run", (META,), force=force, sources=sources)
+    target = check_folder_target(target, "run", _SIGNS, force=force, sources=sources)
     cluster = cluster or ClusterSettings()
     if cluster:
         require_distributed()
@@ -328,7 +332,7 @@ def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = (
         If partitions are missing; the message lists them.
     """
     target = Path(target)
-    target = check_folder_target(target, "run", (META,), force=force)
+    target = check_folder_target(target, "run", _SIGNS, force=force)
     work = WorkDir.of(target)
     if not work.exists() and not work.is_whole():
         if target.exists() and remove_replaced(work, target):  # an earlier call was killed at the very end

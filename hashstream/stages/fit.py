@@ -15,7 +15,7 @@ from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, Sample, draw_sample
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher, PcaItqSettings, fit_pca_itq
 from hashstream.hashing.device import choose_device
-from hashstream.hashing.hasher import HASHER_META
+from hashstream.hashing.hasher import HASHER_FILES
 from hashstream.hashing.neural import NeuralSettings, fit_neural
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_folder_target, remove
@@ -190,7 +190,7 @@ def fit(
     InputError, SettingsError, TargetExistsError, MissingDependencyError, TrainingError
     """
     target = Path(target)
-    target = check_folder_target(target, "hasher", (HASHER_META,), force=force, sources=sources)
+    target = check_folder_target(target, "hasher", HASHER_FILES, force=force, sources=sources)
     atlas = open_atlas(sources, layer=layer)
     with new_folder(target, keep=_CHECKPOINT) as folder:  # an interrupted training can be resumed
         if not resume:

@@ -14,7 +14,7 @@ from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.hashing.anchors import AnchorSettings
 from hashstream.hashing.anchors import fit_anchors as learn_anchors
-from hashstream.hashing.hasher import HASHER_META
+from hashstream.hashing.hasher import HASHER_FILES
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_folder_target
 from hashstream.runtime.folder_lock import new_folder
@@ -55,7 +55,7 @@ def fit_anchors(
     InputError, SettingsError, TargetExistsError, MissingDependencyError, TrainingError
     """
     target, progress = Path(target), progress or Silent()
-    target = check_folder_target(target, "hasher", (HASHER_META,), force=force, sources=sources)
+    target = check_folder_target(target, "hasher", HASHER_FILES, force=force, sources=sources)
     atlas = open_atlas(sources, layer=layer)
     codes, names = without_unknown(*_column(atlas, labels))
     batches = None

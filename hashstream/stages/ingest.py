@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hashstream.atlas._checks import ZARR_SIGNS, check_ending
+from hashstream.atlas._checks import check_ending
 from hashstream.atlas.ingest import ingest as ingest_sources
 from hashstream.atlas.simulate import simulate as simulate_atlas
 from hashstream.atlas.write import is_resumable
 from hashstream.errors import HashStreamError, PartialRunError
 from hashstream.runtime.budget import is_disk_full, parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_folder_target, partial_path
+from hashstream.runtime.files import ZARR_SIGNS, check_folder_target, partial_path
 from hashstream.runtime.provenance import Timings, peak_rss_bytes
 
 

@@ -16,11 +16,20 @@ from hashstream.runtime.run import Run
 
 #: What `--layer` calls the matrices that are no layers.
 _LAYERS: dict[str, str | None] = {"X": "X", "raw/X": "raw"}
+_MOST_CELLS = 1 << 16  # of a store that are all encoded again
+_MANY_ROWS, _MANY_BYTES = 1 << 10, 1 << 25  # of these at a time
 _BLOCKS, _BLOCK_ROWS = 8, 16  # cells of a store that are encoded again, to see whether they are the run's
 
 
-def open_run_atlas(run: Run, paths: str | Path | Sequence[str | Path] | None = None) -> Atlas:
+def open_run_atlas(
+    run: Run, paths: str | Path | Sequence[str | Path] | None = None, *, thorough: bool = False
+) -> Atlas:
     """The atlas of a run, with the counts from where the run took them.
+
+    Parameters
+    ----------
+    thorough
+        Encode all cells of stores of up to 65,536 again, not some.
 
     Raises
     ------
@@ -33,7 +42,7 @@ def open_run_atlas(run: Run, paths: str | Path | Sequence[str | Path] | None = N
         layers = [layers[0] if len(set(layers)) == 1 else None] * len(listed)
     atlas = open_atlas(listed, layer=layers)
     _check_number(run, atlas.n_cells, listed)
-    _check_cells(run, atlas)
+    _check_cells(run, atlas, thorough=thorough)
     return atlas
 
 
@@ -50,7 +59,9 @@ def open_run_obs(run: Run, paths: str | Path | Sequence[str | Path] | None = Non
     _check_number(run, sum(store.n_cells for store in stores), listed)
     if _have_other_names(run, stores):
         try:
-            open_run_atlas(run, listed)  # whatever cells are called, these are the ones if their codes are
+            open_run_atlas(
+                run, listed, thorough=True
+            )  # whatever cells are called, these are the ones if their codes are
         except InputError as error:
             raise InputError(
                 f"{', '.join(listed)}: the cells have other names than those that {run.path} encodes, or these in "
@@ -93,15 +104,21 @@ def refuse_other_cell(run: Run, atlas: Atlas, cell: int) -> NoReturn:
     )
 
 
-def _check_cells(run: Run, atlas: Atlas) -> None:
+def _check_cells(run: Run, atlas: Atlas, *, thorough: bool) -> None:
     """Raise InputError where some cells have other codes than in the run."""
     hasher = run.hasher()
     for store, offset in zip(atlas.stores, atlas.offsets, strict=False):
         # The run was encoded with as few genes as these, so they are enough.
         bound = hasher.bind(store.gene_columns, where=str(store.path), min_overlap=0.0)
         n = store.n_cells
-        for start in np.unique(np.linspace(0, max(n - _BLOCK_ROWS, 0), _BLOCKS).astype(np.int64)).tolist():
-            chunk = store.matrix.read_rows(start, min(start + _BLOCK_ROWS, n))
+        if thorough and n <= _MOST_CELLS:
+            rows = max(1, min(_MANY_ROWS, _MANY_BYTES // store.matrix.max_row_bytes))
+            starts = [*range(0, n, rows)]
+        else:
+            starts = np.unique(np.linspace(0, max(n - _BLOCK_ROWS, 0), _BLOCKS).astype(np.int64)).tolist()
+            rows = _BLOCK_ROWS
+        for start in starts:
+            chunk = store.matrix.read_rows(start, min(start + rows, n))
             codes = encode_rows(chunk.indptr, chunk.indices, chunk.data, bound.genes, bound.weights).codes
             known = run.codes(offset + start, offset + start + chunk.n_rows)
             different = np.flatnonzero((codes != known).any(axis=1))

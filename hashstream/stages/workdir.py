@@ -157,7 +157,11 @@ class WorkDir:
         again : str
             What to do in order to begin anew all the same.
         """
-        if self.exists() and (done := sum(map(len, self.parts()))):
+        if not self.exists():
+            return
+        with self.lock():  # nobody is at it
+            done = sum(map(len, self.parts()))
+        if done:
             raise SettingsError(
                 f"{self.path}: {done} partitions of an interrupted run are done there. Continue it with --resume, or "
                 f"{again} to begin anew."
@@ -172,6 +176,9 @@ class WorkDir:
 
     def _check_plan(self, plan: dict[str, Any]) -> None:
         found = self.plan()
+        known = found.get("record")
+        if isinstance(known, dict) and "record" in plan:  # what an earlier version did not write there yet
+            plan = plan | {"record": {key: value for key, value in plan["record"].items() if key in known}}
         different = sorted(key for key in found.keys() | plan.keys() if found.get(key) != plan.get(key))
         if different:
             details = "; ".join(f"{key}: was {found.get(key)}, is {plan.get(key)}" for key in different)

@@ -15,7 +15,7 @@ import zarr
 
 from hashstream.atlas import open_atlas
 from hashstream.atlas.ingest import ingest
-from hashstream.atlas.missing import VARIABLE
+from hashstream.atlas.missing import VARIABLE, _files_below
 from hashstream.errors import InputError, SettingsError
 from hashstream.stages.encode import encode
 from hashstream.stages.fit import fit
@@ -205,3 +205,16 @@ def test_the_variable_lets_no_sparse_matrix_in(tmp_path: Path, monkeypatch: pyte
     (path / "X" / "data" / "c" / "0").unlink()
     with pytest.raises(InputError, match="X/data: 1 of 2 chunks are missing"):
         open_atlas(path)
+
+
+def test_links_are_what_they_lead_to(tmp_path: Path) -> None:
+    """As of datalad and git-annex: a link whose file was not fetched is a lost chunk, one to another disk is none."""
+    folder = tmp_path / "array"
+    (tmp_path / "disk" / "0").mkdir(parents=True)
+    (folder / "c").mkdir(parents=True)
+    (tmp_path / "disk" / "0" / "7").write_text("")
+    (folder / "zarr.json").write_text("")
+    (folder / "c" / "0").symlink_to(tmp_path / "disk" / "0")
+    (folder / "c" / "1").symlink_to(tmp_path / "not fetched")
+    assert sorted(_files_below(folder)) == ["c/0/7", "zarr.json"]
+    assert [*_files_below(tmp_path / "nothing")] == []

@@ -364,6 +364,7 @@ def test_paths_are_text(hashstream: Cli, small_h5ad: Path, tmp_path: Path) -> No
             "no space left on the disk",
         ),
         (OSError("Error writing bytes to file. Detail: [errno 27] File too large"), "limit of file sizes is reached"),
+        (RuntimeError("File too large (os error 27)"), "limit of file sizes is reached"),
         (RuntimeError("can't start new thread"), "no thread can be started"),
     ],
 )

@@ -294,6 +294,13 @@ def test_command_line(
     assert content(old.path) == content(at_once(stores, ("tiny", "more"), hasher, tmp_path / "whole").path)
 
 
+def test_a_link_to_a_run_is_followed(stores: dict[str, Path], old: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(old.path)
+    appended = append(stores["more"], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert Run.open(old.path).n_cells == appended.n_cells > old.n_cells
+
+
 def test_a_full_disk_keeps_what_is_done(stores: dict[str, Path], old: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -383,6 +383,20 @@ def test_jobs_that_begin_together_have_one_plan(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
+def test_a_plan_of_an_earlier_version_says_less(tmp_path: Path) -> None:
+    work = WorkDir(tmp_path)
+    work._put_plan({"record": {"paths": ["a"]}})
+    work._put_plan({"record": {"paths": ["a"], "cell_names": ["x"]}})
+    with pytest.raises(SettingsError, match="record: was"):
+        work._put_plan({"record": {"paths": ["b"], "cell_names": ["x"]}})
+
+
+def test_whoever_is_at_it_is_named_first(atlas: Path, whole: Run, tmp_path: Path) -> None:
+    interrupted(atlas, tmp_path / "run", whole.path / "hasher")
+    with WorkDir.of(tmp_path / "run").lock(), pytest.raises(SettingsError, match="another process"):
+        encode(atlas, tmp_path / "run", hasher=whole.path / "hasher", settings=SMALL)
+
+
 def test_many_jobs_begin_together(small_h5ad: Path, whole: Run, tmp_path: Path) -> None:
     hasher = encode(small_h5ad, tmp_path / "alone").path / "hasher"
     code = (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -136,6 +137,32 @@ def test_columns_that_are_no_categories(run: Run, tmp_path: Path, values: object
     ):
         with pytest.raises(InputError, match=words):
             stage()
+
+
+def test_two_cells_that_changed_places_are_noticed(run: Run, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    order = np.arange(600)
+    order[[100, 101]] = 101, 100
+    adata[order].copy().write_h5ad(tmp_path / "atlas.h5ad")
+    with pytest.raises(InputError, match="in another order"):
+        evaluate(run, "cell_type", atlas=str(tmp_path / "atlas.h5ad"))
+
+
+@pytest.mark.parametrize("index", ["numbers", "categories"])
+def test_an_index_that_is_no_text_is_not_looked_at(run: Run, tmp_path: Path, index: str) -> None:
+    with h5py.File(tmp_path / "atlas.h5ad", "r+") as file:
+        del file["obs/_index"]
+        values = np.arange(600) if index == "numbers" else pd.Categorical([f"c{i}" for i in range(600)])
+        anndata.io.write_elem(file["obs"], "_index", values)
+    made = encode(tmp_path / "atlas.h5ad", tmp_path / "other", hasher=run.path / "hasher")
+    assert made.meta["input"]["cell_names"] == [None]
+    assert evaluate(made, "cell_type")["n_cells"] == 600
+
+
+@pytest.mark.parametrize("lost", ["run.json", "buckets.parquet"])
+def test_a_damaged_run_is_replaced(run: Run, tmp_path: Path, lost: str) -> None:
+    (run.path / lost).unlink()
+    assert encode(tmp_path / "atlas.h5ad", run.path, force=True).n_cells == 600
 
 
 def test_days_may_be_groups(run: Run, tmp_path: Path) -> None:
