@@ -195,10 +195,15 @@ class Run:
     def iter_cells(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Batches of rows of cells.parquet, in order."""
         self.require(*columns)
+        n_rows = 0
         try:
-            yield from self._parquet(CELLS).iter_batches(batch_size=BATCH_ROWS, columns=columns)
+            for batch in self._parquet(CELLS).iter_batches(batch_size=BATCH_ROWS, columns=columns):
+                n_rows += batch.num_rows
+                yield batch
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path / CELLS, error) from error
+        if n_rows != self.n_cells:
+            raise _damaged(self.path / CELLS, f"{n_rows} rows of {', '.join(columns)}, expected {self.n_cells}")
 
     def cell_buckets(self) -> Iterator[NDArray[np.int32]]:
         """The bucket of each cell, in batches."""
@@ -357,7 +362,7 @@ MAJORITY_FREQUENCIES = "label-frequencies.parquet"
 _FILES = {"majority": (MAJORITY_FREQUENCIES,)}
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
+def _damaged(path: Path, error: Exception | str) -> InputError:
     return InputError(f"{path}: cannot be read ({error}). The run is damaged; encode again.")
 
 
