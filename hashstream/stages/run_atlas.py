@@ -59,9 +59,8 @@ def open_run_obs(run: Run, paths: str | Path | Sequence[str | Path] | None = Non
     _check_number(run, sum(store.n_cells for store in stores), listed)
     if _have_other_names(run, stores):
         try:
-            open_run_atlas(
-                run, listed, thorough=True
-            )  # whatever cells are called, these are the ones if their codes are
+            # Whatever cells are called, these are the ones if their codes are.
+            open_run_atlas(run, listed, thorough=True)
         except InputError as error:
             raise InputError(
                 f"{', '.join(listed)}: the cells have other names than those that {run.path} encodes, or these in "
