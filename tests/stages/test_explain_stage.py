@@ -244,3 +244,13 @@ def test_command(encoded: Path, tmp_path: Path) -> None:
     shown = json.loads(result.stdout)
     assert (shown["label"], shown["method"], shown["explained"]) == ("type 3", "gradient", "type")
     assert {p.name for p in tmp_path.iterdir()} == {"genes.csv", "genes.png"}
+
+
+def test_a_cell_of_stored_zeros_is_average_and_no_nan(encoded: Path, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(encoded / "atlas.h5ad")[:3].copy()
+    adata.X = adata.X.tocsr()
+    adata.X.data[adata.X.indptr[1] : adata.X.indptr[2]] = 0
+    adata.write_h5ad(tmp_path / "zeros.h5ad")
+    hasher = Run.open(encoded / "run").hasher()
+    z, _ = standardised_cells(open_atlas(tmp_path / "zeros.h5ad"), np.array([1]), hasher)
+    np.testing.assert_allclose(z[0], np.minimum(-hasher.gene_mean / hasher.gene_scale, hasher.clip), atol=1e-12)
