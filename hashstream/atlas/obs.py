@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,25 +157,28 @@ def open_obs(paths: Paths) -> list[ObsStore]:
     return [ObsStore(opened.path, opened.format, opened.root) for opened in open_roots(paths)]
 
 
-def names_digest(stores: Sequence[ObsStore], first: int, n_cells: int) -> str | None:
-    """SHA-256 of the names of the cells `first` to `first + n_cells` of some stores, which tells their order.
+def names_digests(stores: Sequence[ObsStore], sizes: Sequence[int]) -> list[str | None]:
+    """SHA-256 of the names of the first ``sizes[0]`` cells of some stores, the next ``sizes[1]``, ...: of their order.
 
-    Above 65,536 cells it is that of some of the names.
-
-    None where these cannot be read without most of the others.
+    Of more than 65,536 cells it is that of some of the names. None where these cannot be read without most of the
+    others. The sizes add up to the cells of the stores, but need not be theirs.
     """
+    ends = np.cumsum([store.n_cells for store in stores]).tolist()
+    firsts = np.cumsum([0, *sizes]).tolist()
+    return [_names_digest(stores, ends, first, n) for first, n in zip(firsts, sizes, strict=False)]
+
+
+def _names_digest(stores: Sequence[ObsStore], ends: list[int], first: int, n_cells: int) -> str | None:
     digest = hashlib.sha256()
     rows, blocks = (n_cells, 1) if n_cells <= _DIGEST_ALL else (_DIGEST_ROWS, _DIGEST_BLOCKS)
-    ends = np.cumsum([store.n_cells for store in stores]).tolist()
     for start in np.unique(np.linspace(0, n_cells - rows, blocks).astype(np.int64)).tolist():
         low, high = first + start, first + start + rows
-        for store, end in zip(stores, ends, strict=True):
-            begin = end - store.n_cells
-            if max(low, begin) < min(high, end):
-                names = store.names_between(max(low, begin) - begin, min(high, end) - begin)
-                if names is None:
-                    return None
-                digest.update("".join(f"{name}\0" for name in names).encode())
+        for number in range(bisect_right(ends, low), bisect_left(ends, high) + 1):
+            begin = ends[number - 1] if number else 0
+            names = stores[number].names_between(max(low, begin) - begin, min(high, ends[number]) - begin)
+            if names is None:
+                return None
+            digest.update("".join(f"{name}\0" for name in names).encode())
     return digest.hexdigest()
 
 

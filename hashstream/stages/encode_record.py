@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from hashstream.atlas import names_digest
+from hashstream.atlas import names_digests
 from hashstream.locations import absolute
 from hashstream.runtime import schema
 from hashstream.stages.encode_job import EncodeJob
@@ -18,7 +18,7 @@ def record_of(job: EncodeJob, fingerprints: list[str]) -> dict[str, Any]:
         "paths": [absolute(p) for p in job.atlas.paths],
         "fingerprints": fingerprints,
         "cells": [store.n_cells for store in stores],
-        "cell_names": [names_digest([store], 0, store.n_cells) for store in stores],
+        "cell_names": names_digests(stores, [store.n_cells for store in stores]),
         "matrix": [store.matrix_name for store in stores],
         "n_genes": [store.n_genes for store in stores],
         "gene_match": [one.match.describe() for one in job.bound],

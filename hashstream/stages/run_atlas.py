@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from hashstream.atlas import Atlas, ObsStore, names_digest, open_atlas, open_obs
+from hashstream.atlas import Atlas, ObsStore, names_digests, open_atlas, open_obs
 from hashstream.errors import InputError
 from hashstream.kernels import encode_rows
 from hashstream.locations import is_lost
@@ -72,13 +72,11 @@ def open_run_obs(run: Run, paths: str | Path | Sequence[str | Path] | None = Non
 
 def _have_other_names(run: Run, stores: Sequence[ObsStore]) -> bool:
     """Whether some cells are called otherwise than when they were encoded, as far as that can be told."""
-    first = 0
-    cells, digests = (run.meta["input"].get(key, []) for key in ("cells", "cell_names"))
-    for n_cells, digest in zip(cells, digests, strict=False):
-        if digest is not None and names_digest(stores, first, n_cells) not in (None, digest):
-            return True
-        first += n_cells
-    return False
+    cells, known = (run.meta["input"].get(key, []) for key in ("cells", "cell_names"))
+    if sum(cells) != run.n_cells or len(known) != len(cells):
+        return False
+    found = names_digests(stores, cells)
+    return any(None not in (a, b) and a != b for a, b in zip(known, found, strict=True))
 
 
 def _paths(run: Run, paths: str | Path | Sequence[str | Path] | None) -> list[str]:

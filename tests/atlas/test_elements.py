@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import zarr
 from anndata.io import read_elem, write_elem
 
+from hashstream.atlas import ObsStore, names_digests, open_obs
 from hashstream.atlas._elements import _read_plain, read_element
 from hashstream.atlas.genes import gene_columns, read_gene_columns
 
@@ -125,3 +127,25 @@ def test_what_anndata_writes_is_plain(tmp_path: Path) -> None:
         for name in ("obs", "var"):
             found = _read_plain(store[name])
             pd.testing.assert_frame_equal(found, read_elem(store[name]))
+
+
+def test_digests_of_names_follow_the_cells_not_the_stores(tmp_path: Path) -> None:
+    """However stores are cut or put together; what is looked at of larger ones, too."""
+    names = np.array([f"c{i}" for i in range(70_000)], dtype=object)
+
+    def stores(*cuts: int) -> list[ObsStore]:
+        paths = []
+        for low, high in pairwise([0, *cuts, len(names)]):
+            paths.append(tmp_path / f"{low}-{high}.h5ad")
+            anndata.AnnData(obs=pd.DataFrame(index=names[low:high])).write_h5ad(paths[-1])
+        return open_obs(paths)
+
+    whole = names_digests(stores(), [300, 69_700])
+    assert len(set(whole)) == 2
+    assert None not in whole
+    for cuts in ((300,), (1, 299, 301), (40_000, 69_999)):
+        assert names_digests(stores(*cuts), [300, 69_700]) == whole
+    names[[0, 1]] = names[[1, 0]]
+    first, rest = names_digests(stores(1), [300, 69_700])
+    assert first != whole[0]
+    assert rest == whole[1]

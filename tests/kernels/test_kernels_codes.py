@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashstream import kernels
-from hashstream.kernels import reference
+from hashstream.kernels import hamming, reference
 from hashstream.kernels._cpu import has_feature
 from hashstream.kernels._planes import counter_bits, make_any_below, n_choices, table_planes
 from hashstream.kernels.hamming import _choices_of, _limits_to, _slice_block
@@ -375,3 +375,25 @@ def test_topk_of_repeated_codes(k: int) -> None:
         kernels.hamming_topk(queries, codes, k), reference.hamming_topk(queries, codes, k), strict=True
     ):
         np.testing.assert_array_equal(found, meant)
+
+
+def test_threads_share_codes_only_where_results_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block of codes holds as many results for a while."""
+    rng = np.random.default_rng(4)
+    queries, codes = random_codes(rng, 3, 1, 64), random_codes(rng, 400, 1, 64)
+    shared: list[int] = []
+    real = hamming._search_in_parts
+    monkeypatch.setattr(hamming, "SHARED_CODES", 64)
+    monkeypatch.setattr(hamming, "SHARED_RESULTS", 60)
+
+    def search(*arguments: Any) -> Any:
+        shared.append(arguments[2])
+        return real(*arguments)
+
+    monkeypatch.setattr(hamming, "_search_in_parts", search)
+    for k in (20, 21):
+        found = kernels.hamming_topk(queries, codes, k, n_threads=2)
+        expected = reference.hamming_topk(queries, codes, k)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+    assert shared == [20]
