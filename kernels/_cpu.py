@@ -33,6 +33,11 @@ def has_feature(name: str) -> bool:
     return _host_features().get(name, False)
 
 
+def reads_ahead_alone() -> bool:
+    """Whether the processor at hand reads memory ahead best if nothing is asked for: AMD's since Zen."""
+    return llvmlite.binding.get_host_cpu_name().startswith("znver")
+
+
 def _features(text: str) -> dict[str, bool]:
     return {feature[1:]: feature[0] == "+" for feature in text.split(",") if feature}
 

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array, share_rows
+from hashstream.kernels._code_vectors import EIGHT, any_within, put_distances
+from hashstream.kernels._cpu import reads_ahead_alone
 from hashstream.kernels._intrinsics import popcount, prefetch, trailing_zeros
 from hashstream.kernels._jit import bare, inline, jit
 from hashstream.kernels._planes import (
@@ -26,9 +28,11 @@ from hashstream.kernels._planes import (
 
 BLOCK = 4096  # codes whose distances to one query are kept at a time, in the first-level cache
 SMALL_K = 128  # up to here nearest codes are kept sorted by insertion, beyond by counting
-STREAMS = 4  # places in which memory is read in turn for one query
 LINE = 8  # words of a cache line
-AHEAD = 128  # words between asking for a code and reading it, where one query is scanned
+LINES_AT_ONCE = 24  # most cache lines that are asked for in a row
+ALONE = reads_ahead_alone()
+STREAMS = 4  # places in which memory is read in turn for one query: words, or codes of any length if not ALONE
+AHEAD = 128  # words between asking for a code and reading it for one query, if not ALONE
 SLICED_FROM = 48  # queries from which turning the codes into bit planes pays
 SLICED_WORDS = 4  # longest codes for which the loops and a tree of adders are compiled
 SLICED_QUERIES = 256  # queries that share the tables of a block
@@ -37,39 +41,51 @@ SHARED_BLOCKS = 3  # blocks of codes a thread
 SHARED_RESULTS = 1 << 17  # most results where threads share the codes: each block has as many for a while
 
 
+@inline
+def _distances_by_eight(queries, q, part, words, n, out):  # type: ignore[no-untyped-def]
+    """Distances of query `q` to the first `n` codes of `part`, but for the last few that do not make eight."""
+    for i in range(0, n - n % EIGHT, EIGHT):
+        put_distances(words, part, i * len(words), queries, q, out, i)
+    return n - n % EIGHT
+
+
 @bare
 def _block_distances(queries, q, flat, start, n, out):  # type: ignore[no-untyped-def]
     """Distances of query `q` to the codes `start` to ``start + n`` of `flat`, which holds all, and the smallest."""
     n_words = queries.shape[1]
     part = flat[start * n_words : (start + n) * n_words]
-    smallest = np.uint64(0xFFFF)
+    smallest, done = np.uint64(0xFFFF), 0
     if n_words == 1:
         q0 = queries[q, 0]
         for i in range(n):
             d = popcount(part[i] ^ q0)
             out[i] = d
             smallest = min(smallest, d)
-    elif n_words == 2:
-        q0, q1 = queries[q, 0], queries[q, 1]
-        for i in range(n):
-            d = popcount(part[2 * i] ^ q0) + popcount(part[2 * i + 1] ^ q1)
-            out[i] = d
-            smallest = min(smallest, d)
-    elif n_words == 4:
-        q0, q1, q2, q3 = queries[q, 0], queries[q, 1], queries[q, 2], queries[q, 3]
-        for i in range(n):
-            d = popcount(part[4 * i] ^ q0) + popcount(part[4 * i + 1] ^ q1)
-            d += popcount(part[4 * i + 2] ^ q2) + popcount(part[4 * i + 3] ^ q3)
-            out[i] = d
-            smallest = min(smallest, d)
-    else:
+        return np.int64(smallest)
+    if n_words > SLICED_WORDS:
         for i in range(n):
             d = np.uint64(0)
             for word in range(n_words):
                 d += popcount(part[i * n_words + word] ^ queries[q, word])
             out[i] = d
             smallest = min(smallest, d)
-    return np.int64(smallest)
+        return np.int64(smallest)
+    if n_words == 2:
+        done = _distances_by_eight(queries, q, part, (0, 0), n, out)
+    elif n_words == 3:
+        done = _distances_by_eight(queries, q, part, (0, 0, 0), n, out)
+    else:
+        done = _distances_by_eight(queries, q, part, (0, 0, 0, 0), n, out)
+    least = np.uint16(0xFFFF)
+    for i in range(done):
+        least = min(least, out[i])
+    for i in range(done, n):
+        d = np.uint64(0)
+        for word in range(n_words):
+            d += popcount(part[i * n_words + word] ^ queries[q, word])
+        out[i] = d
+        smallest = min(smallest, d)
+    return np.int64(min(smallest, np.uint64(least)))
 
 
 @bare
@@ -100,40 +116,11 @@ def _scan_block(query, codes, start, stop, distances, rows, k):  # type: ignore[
 def lines_each(n_words, n_queries):  # type: ignore[no-untyped-def]
     """Cache lines that each of some queries asks for, so that all do for a block of 512 codes.
 
-    The processor looks ahead within a page of memory only, which is one block of 64-bit codes. All at once the
-    requests would wait for each other.
+    The processor looks ahead within a page of memory only, which is one block of 64-bit codes. Requests for many at
+    once wait for each other, and what is read then for them: few queries ask for nothing.
     """
-    return (SLICE_CODES * n_words // LINE + n_queries - 1) // n_queries
-
-
-@inline
-def _smallest_of_64(query, flat, at, words):  # type: ignore[no-untyped-def]
-    """The smallest distance of `query` to 64 codes, whose words lie at ``flat[at:]``.
-
-    A loop of so few turns is unrolled whole and keeps nothing but the minimum, so that one query is scanned as fast as
-    memory gives the codes.
-    """
-    smallest = np.uint64(0xFFFF)
-    if len(words) == 1:
-        part, q0 = flat[at : at + 64], query[0]
-        for i in range(64):
-            smallest = min(smallest, popcount(part[i] ^ q0))
-    elif len(words) == 2:
-        part, q0, q1 = flat[at : at + 128], query[0], query[1]
-        for i in range(64):
-            smallest = min(smallest, popcount(part[2 * i] ^ q0) + popcount(part[2 * i + 1] ^ q1))
-    elif len(words) == 3:
-        part, q0, q1, q2 = flat[at : at + 192], query[0], query[1], query[2]
-        for i in range(64):
-            d = popcount(part[3 * i] ^ q0) + popcount(part[3 * i + 1] ^ q1) + popcount(part[3 * i + 2] ^ q2)
-            smallest = min(smallest, d)
-    else:
-        part, q0, q1, q2, q3 = flat[at : at + 256], query[0], query[1], query[2], query[3]
-        for i in range(64):
-            d = popcount(part[4 * i] ^ q0) + popcount(part[4 * i + 1] ^ q1)
-            d += popcount(part[4 * i + 2] ^ q2) + popcount(part[4 * i + 3] ^ q3)
-            smallest = min(smallest, d)
-    return np.int64(smallest)
+    each = (SLICE_CODES * n_words // LINE + n_queries - 1) // n_queries
+    return each if each <= LINES_AT_ONCE else 0
 
 
 @bare
@@ -152,7 +139,7 @@ def _topk_scan(queries, codes, flat, k, words, distances, rows):  # type: ignore
                 prefetch(flat, ahead + (q * each + line) * LINE)
             query, furthest = queries[q], np.int64(distances[q, k - 1])
             for start in range(first, first + SLICE_CODES, 64):
-                if _smallest_of_64(query, flat, start * n_words, words) < furthest:
+                if any_within(words, flat, start * n_words, query, furthest - 1):
                     furthest = _scan_block(query, codes, start, start + 64, distances[q], rows[q], k)
     for q in range(len(queries)):
         _scan_block(queries[q], codes, whole, len(codes), distances[q], rows[q], k)
@@ -176,20 +163,23 @@ def _enter(distance, row, distances, rows, k):  # type: ignore[no-untyped-def]
 def _topk_one(query, codes, flat, k, words, distances, rows):  # type: ignore[no-untyped-def]
     """As `_topk_scan`, for one query: bound by memory, which gives more when read in several places in turn."""
     n_words = len(words)
-    part = len(codes) // STREAMS // 64 * 64
+    n_streams = STREAMS // n_words if ALONE else STREAMS
+    part = len(codes) // n_streams // 64 * 64
     for first in range(0, part, 64):
-        for stream in range(STREAMS):
+        for stream in range(n_streams):
             start = stream * part + first
-            for line in range(0, 64 * n_words, LINE):
-                prefetch(flat, start * n_words + AHEAD + line)
-            smallest = _smallest_of_64(query, flat, start * n_words, words)
-            if smallest < distances[k - 1] or (smallest == distances[k - 1] and start < rows[k - 1]):
+            if not ALONE:
+                for line in range(0, 64 * n_words, LINE):
+                    prefetch(flat, start * n_words + AHEAD + line)
+            # As near as the k-th is near enough before its row.
+            limit = np.int64(distances[k - 1]) - np.int64(start >= rows[k - 1])
+            if any_within(words, flat, start * n_words, query, limit):
                 for row in range(start, start + 64):
                     d = np.int64(0)
                     for word in range(n_words):
                         d += np.int64(popcount(flat[row * n_words + word] ^ query[word]))
                     _enter(d, row, distances, rows, k)
-    _scan_block(query, codes, STREAMS * part, len(codes), distances, rows, k)
+    _scan_block(query, codes, n_streams * part, len(codes), distances, rows, k)
 
 
 @jit

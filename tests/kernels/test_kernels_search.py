@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numba.core.caching import NullCache
 
 from hashstream import kernels
-from hashstream.kernels import reference, reference_search
+from hashstream.kernels import hamming, reference, reference_search
 from hashstream.kernels._cpu import NO_AVX512, has_feature
 from hashstream.kernels._intrinsics import popcount
 from hashstream.kernels._jit import bare, jit
@@ -197,6 +197,22 @@ def test_the_plan_counts_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not plan.use_index
     with pytest.raises(ValueError, match="k is 0"):
         kernels.plan_search(near, near, 0)
+
+
+@pytest.mark.parametrize("n_words", [1, 3])
+def test_one_query_finds_the_same_where_memory_is_asked_for_and_where_not(
+    n_words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(n_words)
+    codes, query = clustered_codes(rng, 1500, n_words, 0.2), clustered_codes(rng, 1, n_words, 0.2)
+    expected = reference.hamming_topk(query, codes, 20)
+    for alone in (True, False):  # the processor at hand has but one of them
+        monkeypatch.setattr(hamming, "ALONE", alone)
+        scan = numba.njit(_nrt=False)(hamming._topk_one.py_func)
+        distances, rows = np.full(20, 64 * n_words + 1, np.int32), np.full(20, -1, np.int64)
+        scan(query[0], codes, codes.ravel(), 20, (0,) * n_words, distances, rows)
+        np.testing.assert_array_equal(distances, expected[0][0])
+        np.testing.assert_array_equal(rows, expected[1][0])
 
 
 def test_compiled_code_uses_what_the_environment_allows() -> None:
