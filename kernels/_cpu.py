@@ -33,8 +33,8 @@ def has_feature(name: str) -> bool:
     return _host_features().get(name, False)
 
 
-def reads_ahead_alone() -> bool:
-    """Whether the processor at hand reads memory ahead best if nothing is asked for: AMD's since Zen."""
+def reads_ahead() -> bool:
+    """Whether the processor at hand reads in order fastest if nothing is asked for ahead: AMD's since Zen."""
     return llvmlite.binding.get_host_cpu_name().startswith("znver")
 
 

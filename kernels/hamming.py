@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hashstream.kernels._arrays import codes_array, share_rows
 from hashstream.kernels._code_vectors import EIGHT, any_within, put_distances
-from hashstream.kernels._cpu import reads_ahead_alone
+from hashstream.kernels._cpu import reads_ahead
 from hashstream.kernels._intrinsics import popcount, prefetch, trailing_zeros
 from hashstream.kernels._jit import bare, inline, jit
 from hashstream.kernels._planes import (
@@ -29,10 +29,10 @@ from hashstream.kernels._planes import (
 BLOCK = 4096  # codes whose distances to one query are kept at a time, in the first-level cache
 SMALL_K = 128  # up to here nearest codes are kept sorted by insertion, beyond by counting
 LINE = 8  # words of a cache line
-LINES_AT_ONCE = 24  # most cache lines that are asked for in a row
-ALONE = reads_ahead_alone()
-STREAMS = 4  # places in which memory is read in turn for one query: words, or codes of any length if not ALONE
-AHEAD = 128  # words between asking for a code and reading it for one query, if not ALONE
+READS_AHEAD = reads_ahead()
+LINES_AT_ONCE = 24  # most cache lines that are worth asking for in a row, if READS_AHEAD
+STREAMS = 4  # places in which memory is read in turn for one query; of longer codes fewer, if READS_AHEAD
+AHEAD = 128  # words between asking for a code and reading it for one query, if not READS_AHEAD
 SLICED_FROM = 48  # queries from which turning the codes into bit planes pays
 SLICED_WORDS = 4  # longest codes for which the loops and a tree of adders are compiled
 SLICED_QUERIES = 256  # queries that share the tables of a block
@@ -117,10 +117,11 @@ def lines_each(n_words, n_queries):  # type: ignore[no-untyped-def]
     """Cache lines that each of some queries asks for, so that all do for a block of 512 codes.
 
     The processor looks ahead within a page of memory only, which is one block of 64-bit codes. Requests for many at
-    once wait for each other, and what is read then for them: few queries ask for nothing.
+    once wait for each other, and what is read then for them: on a processor that reads ahead better by itself few
+    queries ask for nothing.
     """
     each = (SLICE_CODES * n_words // LINE + n_queries - 1) // n_queries
-    return each if each <= LINES_AT_ONCE else 0
+    return 0 if READS_AHEAD and each > LINES_AT_ONCE else each
 
 
 @bare
@@ -163,12 +164,12 @@ def _enter(distance, row, distances, rows, k):  # type: ignore[no-untyped-def]
 def _topk_one(query, codes, flat, k, words, distances, rows):  # type: ignore[no-untyped-def]
     """As `_topk_scan`, for one query: bound by memory, which gives more when read in several places in turn."""
     n_words = len(words)
-    n_streams = STREAMS // n_words if ALONE else STREAMS
+    n_streams = STREAMS // n_words if READS_AHEAD else STREAMS
     part = len(codes) // n_streams // 64 * 64
     for first in range(0, part, 64):
         for stream in range(n_streams):
             start = stream * part + first
-            if not ALONE:
+            if not READS_AHEAD:
                 for line in range(0, 64 * n_words, LINE):
                     prefetch(flat, start * n_words + AHEAD + line)
             # As near as the k-th is near enough before its row.

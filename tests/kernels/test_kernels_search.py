@@ -206,8 +206,8 @@ def test_one_query_finds_the_same_where_memory_is_asked_for_and_where_not(
     rng = np.random.default_rng(n_words)
     codes, query = clustered_codes(rng, 1500, n_words, 0.2), clustered_codes(rng, 1, n_words, 0.2)
     expected = reference.hamming_topk(query, codes, 20)
-    for alone in (True, False):  # the processor at hand has but one of them
-        monkeypatch.setattr(hamming, "ALONE", alone)
+    for reads_ahead in (True, False):  # the processor at hand has but one of them
+        monkeypatch.setattr(hamming, "READS_AHEAD", reads_ahead)
         scan = numba.njit(_nrt=False)(hamming._topk_one.py_func)
         distances, rows = np.full(20, 64 * n_words + 1, np.int32), np.full(20, -1, np.int64)
         scan(query[0], codes, codes.ravel(), 20, (0,) * n_words, distances, rows)
