@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from hashstream.atlas._shards import codecs
+from hashstream.atlas.values import united_categories
 
 NAME_BLOCK_ROWS = 2**17
 
@@ -88,6 +89,8 @@ def plain_values(values: Any) -> Any:
         values = values.array if isinstance(values.array, pd.api.extensions.ExtensionArray) else values.to_numpy()
         if isinstance(values, pd.arrays.NumpyExtensionArray):
             values = values.to_numpy()
+    if isinstance(values, pd.arrays.FloatingArray):  # AnnData has no such kind
+        values = values.to_numpy(np.float64, na_value=np.nan)
     return values
 
 
@@ -100,7 +103,7 @@ def concatenated(blocks: list[pd.DataFrame]) -> pd.DataFrame:
     for name in columns:
         parts = [block[name] for block in blocks]
         if all(isinstance(part.dtype, pd.CategoricalDtype) for part in parts):
-            united[name] = pd.api.types.union_categoricals(parts, ignore_order=True)
+            united[name] = united_categories(parts)
         else:
             united[name] = pd.concat(parts, ignore_index=True).array
     index = blocks[0].index.append([block.index for block in blocks[1:]])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hashstream.atlas._elements import is_plain_text, plain_text, read_element, text_blocks
 from hashstream.atlas._roots import Paths, open_roots, opening
 from hashstream.atlas.layout import check_lengths
+from hashstream.atlas.values import as_text, united_categories
 from hashstream.errors import HashStreamError, InputError
 
 if TYPE_CHECKING:
@@ -200,8 +201,8 @@ def joined_column(stores: Sequence[ObsStore], key: str) -> pd.Series:
     import pandas as pd
 
     if all(isinstance(column.dtype, pd.CategoricalDtype) for column in columns):
-        return pd.Series(pd.api.types.union_categoricals(columns, ignore_order=True))
+        return pd.Series(united_categories(columns))
     kinds = {"text" if pd.api.types.is_string_dtype(c.dtype) else c.dtype.kind for c in columns}
     if kinds <= {"i", "u", "f"} or len(kinds) == 1:
         return pd.concat(columns, ignore_index=True)
-    return pd.concat([c.astype(object) for c in columns], ignore_index=True).astype("string").astype("category")
+    return pd.Series(pd.Categorical(np.concatenate([as_text(column) for column in columns])))

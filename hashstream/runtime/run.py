@@ -120,6 +120,14 @@ class Run:
         made_by = self.meta["hasher"]
         return str(made_by.get("moment_matched_to") or made_by["fingerprint"])
 
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Fingerprints of the Hasher of its codes and of the one that this was moment-matched to.
+
+        The codes of two runs compare if they share one.
+        """
+        return frozenset({str(self.meta["hasher"]["fingerprint"]), self.comparable_fingerprint})
+
     def hasher(self) -> Hasher:
         from hashstream.hashing import Hasher  # with pandas, half a second that most stages need not wait for
 

@@ -90,8 +90,8 @@ def annotate(
     run = run if isinstance(run, Run) else Run.open(run)
     reference = reference if isinstance(reference, Run) else Run.open(reference)
     begin = time.perf_counter()
-    ours, theirs = (run.comparable_fingerprint, reference.meta["hasher"]["fingerprint"])
-    if ours != theirs:
+    if not run.fingerprints & reference.fingerprints:
+        ours, theirs = run.comparable_fingerprint, reference.comparable_fingerprint
         raise InputError(
             f"{run.path} and {reference.path} were encoded with different hashers ({ours[:12]} and {theirs[:12]}), so "
             f"their codes cannot be compared. Encode the query with `--hasher {reference.path}/hasher`."

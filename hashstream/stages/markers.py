@@ -40,6 +40,7 @@ _SUM_BYTES = 24  # of each group and gene: value, square, presence
 _TEST_BYTES = 400  # of each gene while a group is tested
 
 RESULT_COLUMNS = (
+    Column("by", pa.string(), "column of the cells that the groups are of"),
     Column("group", pa.string(), "group of cells"),
     Column("rank", pa.int32(), "0 for the gene of the highest score in the group"),
     Column("gene", pa.string(), "name of the gene"),
@@ -155,7 +156,7 @@ def markers(
     gene_maps = [np.where(numbers == absent, -1, numbers.astype(np.int32)).astype(np.int32) for numbers in columns]
     sums = _stream(opened, groups, gene_maps, len(names), len(gene_names), settings, progress)
     with new_file(target) as aside:
-        top = _write_table(aside, target.suffix, sums, names, tested, against, gene_names, gene_ids, settings.top)
+        top = _write_table(aside, target.suffix, sums, by, names, tested, against, gene_names, gene_ids, settings.top)
     return {
         "path": str(target),
         "by": by,
@@ -187,6 +188,7 @@ def _write_table(
     path: Path,
     suffix: str,
     sums: GroupSums,
+    by: str,
     names: list[str],
     tested: list[int],
     against: int | None,
@@ -208,6 +210,7 @@ def _write_table(
                 found = compare_genes(n_own, own, int(sums.n_cells[against]), sums.sums[against])
             order = np.argsort(-found.score, kind="stable")[: n_top or None]
             arrays = {
+                "by": string_array([by] * len(order)),
                 "group": string_array([names[group]] * len(order)),
                 "rank": number_array(np.arange(len(order), dtype=np.int32)),
                 **{name: string_array([str(one) for one in values[order]]) for name, values in genes.items()},

@@ -133,10 +133,9 @@ def add_to_reference(
 
 def check_same_hasher(run: Run, database: ReferenceDatabase) -> None:
     """Raise InputError where a query and a reference come from different hashers."""
-    found = run.comparable_fingerprint
-    if found != database.fingerprint:
+    if database.fingerprint not in run.fingerprints:
         raise InputError(
-            f"{run.path} and {database.path} were encoded with different hashers ({found[:12]} and "
+            f"{run.path} and {database.path} were encoded with different hashers ({run.comparable_fingerprint[:12]} and "
             f"{database.fingerprint[:12]}), so their codes cannot be compared. Encode the run with "
             f"`--hasher {database.path}/hasher`."
         )
@@ -173,11 +172,13 @@ def _open_runs(runs: Sequence[Run | str | Path], database: ReferenceDatabase | N
     if not opened:
         raise SettingsError("no run given; name at least one encoded run.")
     known = {} if database is None else {source.fingerprint: str(database.path) for source in database.sources}
+    shared = opened[0].fingerprints
     for run in opened:
         if database is not None:
             check_same_hasher(run, database)
-        ours, theirs = (r.meta["hasher"]["fingerprint"] for r in (opened[0], run))
-        if ours != theirs:
+        shared &= run.fingerprints
+        if not shared:
+            ours, theirs = opened[0].comparable_fingerprint, run.comparable_fingerprint
             raise InputError(
                 f"{opened[0].path} and {run.path} were encoded with different hashers ({ours[:12]} and {theirs[:12]}), "
                 f"so their codes cannot be compared. Encode again with `--hasher {opened[0].path}/hasher`."
@@ -189,7 +190,16 @@ def _open_runs(runs: Sequence[Run | str | Path], database: ReferenceDatabase | N
                 "a reference counts each cell once. Leave this run out."
             )
         known[fingerprint] = str(run.path)
+    if database is None and not any(_own_fingerprint(run) in shared for run in opened):
+        raise InputError(
+            f"{', '.join(str(run.path) for run in opened)}: their hashers were each moment-matched to "
+            f"{next(iter(shared))[:12]}, but none of the runs was encoded with that one. Name one that was, too."
+        )
     return opened
+
+
+def _own_fingerprint(run: Run) -> str:
+    return str(run.meta["hasher"]["fingerprint"])
 
 
 def _source(run: Run) -> Source:
@@ -198,10 +208,11 @@ def _source(run: Run) -> Source:
 
 
 def _shared_hasher(runs: list[Run]) -> Hasher:
-    hasher = min(runs, key=lambda run: _source(run).fingerprint).hasher()
-    stated = runs[0].meta["hasher"]["fingerprint"]
-    if hasher.fingerprint() != stated:
-        raise InputError(f"{runs[0].path}: its hasher is not the one that made its codes. Encode again.")
+    """The Hasher with whose codes those of all runs compare; where one was moment-matched, the one it was matched to."""
+    one = min(runs, key=lambda run: (len(run.fingerprints), _source(run).fingerprint))
+    hasher = one.hasher()
+    if hasher.fingerprint() != _own_fingerprint(one):
+        raise InputError(f"{one.path}: its hasher is not the one that made its codes. Encode again.")
     return hasher
 
 

@@ -14,7 +14,7 @@ from hashstream.runtime.arrow import number_array, numbers_of, without_missing
 from hashstream.stages.markers import FORMATS
 
 TOP_GENES = 5
-_COLUMNS = {"group": pa.string(), "rank": pa.int32(), "gene": pa.string()}
+_COLUMNS = {"by": pa.string(), "group": pa.string(), "rank": pa.int32(), "gene": pa.string()}
 _SHOWN = 5
 
 
@@ -24,7 +24,7 @@ def read_top_genes(path: Path, groups: Mapping[str, list[str]]) -> tuple[str, di
     Parameters
     ----------
     groups
-        Columns of the run, in the order in which they are tried, and their groups.
+        Columns of the run, and their groups.
 
     Raises
     ------
@@ -32,26 +32,31 @@ def read_top_genes(path: Path, groups: Mapping[str, list[str]]) -> tuple[str, di
         If the file is no such table, or holds groups that no column has.
     """
     found: dict[str, dict[int, str]] = {}
+    columns: set[str] = set()
     try:
         for block in _blocks(path):
             ranks = numbers_of(without_missing(block)["rank"])
+            columns.update(block["by"].unique().to_pylist())
             first = block.take(number_array(np.flatnonzero((ranks >= 0) & (ranks < TOP_GENES))))
-            for group, rank, gene in zip(*(first[name].to_pylist() for name in _COLUMNS), strict=True):
+            for group, rank, gene in zip(*(first[name].to_pylist() for name in _COLUMNS if name != "by"), strict=True):
                 if found.setdefault(group, {}).setdefault(rank, gene) != gene:
                     raise InputError(f"{path}: two genes of rank {rank} in group {group!r}; {_REMEDY}")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a table of `hashstream markers` ({error}); {_REMEDY}") from error
     if not found:
         raise InputError(f"{path}: holds no genes; {_REMEDY}")
-    for column, names in groups.items():
-        if found.keys() <= set(names):
-            return column, {group: [genes[rank] for rank in sorted(genes)] for group, genes in found.items()}
-    known = {name for names in groups.values() for name in names}
-    others = sorted((str(group) for group in found if group not in known), key=str)[:_SHOWN] or sorted(found)[:_SHOWN]
-    raise InputError(
-        f"{path}: its groups are not those of the run's {' or '.join(groups) or 'cells, which has neither'}, such as "
-        f"{', '.join(map(repr, others))}; {_REMEDY}"
-    )
+    column = columns.pop()
+    if columns or column not in groups:
+        raise InputError(
+            f"{path}: its groups are of {', '.join(sorted(map(repr, {column, *columns})))}, not of the run's "
+            f"{' or '.join(groups) or 'cells, which has neither'}; {_REMEDY}"
+        )
+    others = sorted(group for group in found if group not in set(groups[column]))[:_SHOWN]
+    if others:
+        raise InputError(
+            f"{path}: its groups are not those of the run's {column}, such as {', '.join(map(repr, others))}; {_REMEDY}"
+        )
+    return column, {group: [genes[rank] for rank in sorted(genes)] for group, genes in found.items()}
 
 
 _REMEDY = "make it with `hashstream markers RUN -o markers.csv`."

@@ -164,8 +164,8 @@ def _check_hashers(among: Run | ReferenceDatabase, queries: Run) -> None:
     if isinstance(among, ReferenceDatabase):
         check_same_hasher(queries, among)
         return
-    ours, theirs = queries.comparable_fingerprint, among.meta["hasher"]["fingerprint"]
-    if ours != theirs:
+    if not queries.fingerprints & among.fingerprints:
+        ours, theirs = queries.comparable_fingerprint, among.comparable_fingerprint
         raise InputError(
             f"{queries.path} and {among.path} were encoded with different hashers ({ours[:12]} and {theirs[:12]}), so "
             f"their codes cannot be compared. Encode the queries with `--hasher {among.path}/hasher`."

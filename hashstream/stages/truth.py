@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hashstream.annotate import UNKNOWN
 from hashstream.atlas import joined_column
+from hashstream.atlas.values import numbered_texts
 from hashstream.errors import InputError
 from hashstream.runtime.run import Run
 from hashstream.stages.run_atlas import open_run_obs
@@ -83,17 +84,14 @@ def categories(column: pd.Series, key: str) -> tuple[NDArray[np.int32], list[str
     InputError
         If it holds many fractions, or hardly any two cells have the same value: these are no categories.
     """
-    import pandas as pd
-
     if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any() and column.nunique() > _MOST_NAMES:
         raise InputError(
             f"obs[{key!r}] holds {column.nunique():,} fractions; expected a column of categories, such as types or "
             "batches."
         )
-    values = column.array if isinstance(column.dtype, pd.CategoricalDtype) else pd.Categorical(column.astype("string"))
-    found = np.asarray(values.codes, dtype=np.int32)
-    used = np.bincount(found[found >= 0], minlength=len(values.categories)) > 0
-    texts = [str(name) for name in values.categories]
+    numbers, texts = numbered_texts(column)
+    found = numbers.astype(np.int32)
+    used = np.bincount(found[found >= 0], minlength=len(texts)) > 0
     names = sorted({text for text, there in zip(texts, used, strict=True) if there} - {*NOT_A_VALUE})
     place = {name: i for i, name in enumerate(names)}
     codes = np.array([*(place.get(text, -1) for text in texts), -1], dtype=np.int32)[found]

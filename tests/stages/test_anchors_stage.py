@@ -22,6 +22,7 @@ from hashstream.hashing import Hasher
 from hashstream.hashing.anchors import AnchorSettings
 from hashstream.kernels import unpack_bits
 from hashstream.runtime.run import Run
+from hashstream.stages.annotate import annotate
 from hashstream.stages.annotate_anchors import COLUMNS, annotate_by_anchors
 from hashstream.stages.cells import standardised_cells
 from hashstream.stages.encode import encode
@@ -29,6 +30,9 @@ from hashstream.stages.encode_plan import EncodeSettings, dry_run
 from hashstream.stages.evaluate import evaluate
 from hashstream.stages.explain import ExplainSettings, explain, hash_layers
 from hashstream.stages.fit_anchors import fit_anchors
+from hashstream.stages.neighbours import neighbours
+from hashstream.stages.reference import add_to_reference, build_reference
+from hashstream.stages.search import SearchSettings, search
 from tests.synthetic import make_adata
 
 Cli = Callable[..., Result]
@@ -196,6 +200,31 @@ def test_a_matched_query_is_standardised_by_its_own_moments(made: Path, tmp_path
     assert own.comparable_fingerprint == given.fingerprint() != matched.fingerprint()
     annotate_by_anchors(own, hasher=made / "hasher", unknown_threshold=0)
     assert evaluate(Run.open(tmp_path / "run"), "cell_type")["label"]["accuracy"] > 0.95
+
+
+def test_matched_runs_compare_with_themselves_and_with_what_they_were_matched_to(made: Path, tmp_path: Path) -> None:
+    anndata.read_h5ad(made / "atlas.h5ad")[::2].write_h5ad(tmp_path / "half.h5ad")
+    anndata.read_h5ad(made / "atlas.h5ad")[1::2].write_h5ad(tmp_path / "rest.h5ad")
+    anndata.read_h5ad(made / "atlas.h5ad")[:-40].write_h5ad(tmp_path / "most.h5ad")
+    runs = {
+        name: encode(tmp_path / f"{file}.h5ad", tmp_path / name, hasher=made / "hasher", moment_match=matched)
+        for name, file, matched in (("plain", "half", False), ("half", "rest", True), ("most", "most", True))
+    }
+    assert all(run is not None for run in runs.values())
+    for queries, among in (("half", "half"), ("half", "plain"), ("plain", "half"), ("half", "most")):
+        target = tmp_path / f"{queries}-{among}.parquet"
+        search(runs[among], queries=runs[queries], target=target, settings=SearchSettings(k=3))
+        annotate(runs[queries], reference=runs[among], labels="cell_type")
+    build_reference([runs["half"]], tmp_path / "own", labels="cell_type")
+    neighbours(runs["half"], reference=tmp_path / "own", target=tmp_path / "own.parquet")
+    build_reference([runs["half"], runs["plain"]], tmp_path / "both", labels="cell_type")
+    build_reference([runs["plain"]], tmp_path / "added", labels="cell_type")
+    add_to_reference(tmp_path / "added", [runs["half"]])
+    for path in sorted((tmp_path / "both").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "added" / path.relative_to(tmp_path / "both")).read_bytes(), path
+    with pytest.raises(InputError, match="none of the runs was encoded with that one"):
+        build_reference([runs["half"], runs["most"]], tmp_path / "two", labels="cell_type")
 
 
 def test_a_matched_run_is_explained_by_its_own_moments(

@@ -77,6 +77,7 @@ def test_every_gene_is_tested_as_scipy_does(folder: Path, tmp_path: Path) -> Non
     adata = anndata.read_h5ad(folder / "whole.h5ad")
     values, types = logged(adata), adata.obs["cell_type"].to_numpy()
     found = table_of(folder / "run", tmp_path / "t.parquet", by="cell_type", top=0)
+    assert set(found["by"]) == {"cell_type"}
     assert list(found["group"].unique()) == sorted(set(types))
     for name, part in found.groupby("group"):
         assert part["rank"].tolist() == list(range(adata.n_vars))
@@ -102,6 +103,7 @@ def test_clusters_are_the_default(folder: Path, tmp_path: Path) -> None:
     found = table_of(folder / "run", tmp_path / "t.parquet", top=7)
     assert (found.groupby("group").size() == 7).all()
     whole = table_of(folder / "run", tmp_path / "t.parquet", top=0)
+    assert set(whole["by"]) == {"cluster"}
     assert set(whole["group"]) == set(clusters)
     for name, part in whole.groupby("group"):
         check(part, values[clusters == name], values[clusters != name], list(adata.var_names))

@@ -324,6 +324,18 @@ def test_truth(folder: Path, small_h5ad: Path, tmp_path: Path) -> None:
         report(folder / "run", target=tmp_path / "r.html", truth="nothing", force=True)
 
 
+def test_markers_of_labels_that_are_called_as_clusters_are(run: Path, tmp_path: Path) -> None:
+    for column in ("cluster", "label"):
+        Run.open(run).set_cell_columns(
+            [column], lambda rows, _, c=column: {c: category_array(["0", "1"], np.arange(600)[rows] % 2)}, stage=column,
+            record={},
+        )  # fmt: skip
+    markers(run, target=tmp_path / "m.csv", settings=MarkersSettings(by="label", max_memory=BUDGET))
+    page = page_of(run, tmp_path / "r.html", markers=tmp_path / "m.csv")
+    assert all("top genes" not in row for row in page.rows("clusters", "Clusters, the largest first").values())
+    assert all(row["top genes"] for row in page.rows("labels", "Labels").values())
+
+
 def test_names_do_not_become_markup(run: Path, tmp_path: Path) -> None:
     names = [EVIL, 'a" onmouseover="alert(2)', "{{ 7 * 7 }}", "&lt;b&gt;"]
     codes = np.arange(600) % 4
@@ -334,7 +346,7 @@ def test_names_do_not_become_markup(run: Path, tmp_path: Path) -> None:
         stage="cluster",
         record={"method": EVIL, "warnings": [EVIL], "</pre>" + EVIL: "\ud800"},
     )
-    table = pd.DataFrame({"group": names, "rank": 0, "gene": [EVIL, "G1", "G2", "G\n3"]})
+    table = pd.DataFrame({"by": "cluster", "group": names, "rank": 0, "gene": [EVIL, "G1", "G2", "G\n3"]})
     table.to_csv(tmp_path / "m.csv", index=False)
     page = page_of(run, tmp_path / "r.html", markers=tmp_path / "m.csv")
     assert "script" not in page.tags
@@ -463,7 +475,11 @@ def test_tables_that_are_not_the_runs(folder: Path, tmp_path: Path) -> None:
 
     refused("no such file")
     table.assign(group=table["group"] + " other").to_csv(tmp_path / "m.csv", index=False)
-    refused("groups are not those of the run's cluster or label, such as '0 other'")
+    refused("groups are not those of the run's cluster, such as '0 other'")
+    table.assign(by="cell_type").to_csv(tmp_path / "m.csv", index=False)
+    refused("groups are of 'cell_type', not of the run's cluster or label")
+    table.assign(by=["label", *table["by"][1:]]).to_csv(tmp_path / "m.csv", index=False)
+    refused("groups are of 'cluster', 'label', not of")
     table.drop(columns="rank").to_csv(tmp_path / "m.csv", index=False)
     refused("cannot be read as a table")
     table.assign(rank="first").to_csv(tmp_path / "m.csv", index=False)
@@ -474,7 +490,7 @@ def test_tables_that_are_not_the_runs(folder: Path, tmp_path: Path) -> None:
     refused("holds no genes")
     (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00,,,\n\n\x00")
     refused("cannot be read as a table")
-    (tmp_path / "m.csv").write_bytes(b"group,rank,gene\n0,0,\xff\n")
+    (tmp_path / "m.csv").write_bytes(b"by,group,rank,gene\ncluster,0,0,\xff\n")
     refused("cannot be read as a table")
     refused("ends in .parquet or .csv", "m.tsv")
     (tmp_path / "m.parquet").write_text("nothing")

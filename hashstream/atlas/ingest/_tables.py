@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hashstream.atlas.ingest._source import Source
+from hashstream.atlas.values import as_text, united_categories
 from hashstream.errors import InputError
 
 
@@ -238,7 +239,7 @@ def _joined(tables: list[pd.DataFrame], column: str) -> Any:
             for part, table in zip(parts, tables, strict=True)
         ]
         same = all(part.dtype == filled[0].dtype for part in filled)
-        return pd.api.types.union_categoricals(filled, ignore_order=not same)
+        return united_categories(filled, keep_order=same)
     if whole and len({part.dtype for part in there}) == 1 and there[0].dtype != object:
         return pd.concat(there).array
     if all(pd.api.types.is_bool_dtype(part.dtype) for part in there):
@@ -246,10 +247,9 @@ def _joined(tables: list[pd.DataFrame], column: str) -> Any:
     if all(pd.api.types.is_numeric_dtype(part.dtype) and not pd.api.types.is_bool_dtype(part.dtype) for part in there):
         return _stacked(parts, tables, "float64") if not whole else pd.concat(there).array
     strings = [
-        pd.Series([None] * len(table)) if part is None else part.astype(object).map(str, na_action="ignore")
-        for part, table in zip(parts, tables, strict=True)
+        np.full(len(table), None) if part is None else as_text(part) for part, table in zip(parts, tables, strict=True)
     ]
-    values = np.concatenate([part.to_numpy(dtype=object) for part in strings])
+    values = np.concatenate(strings)
     return values if not pd.isna(values).any() else pd.Categorical(values)
 
 
