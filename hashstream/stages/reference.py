@@ -134,8 +134,9 @@ def add_to_reference(
 def check_same_hasher(run: Run, database: ReferenceDatabase) -> None:
     """Raise InputError where a query and a reference come from different hashers."""
     if database.fingerprint not in run.fingerprints:
+        ours = run.comparable_fingerprint
         raise InputError(
-            f"{run.path} and {database.path} were encoded with different hashers ({run.comparable_fingerprint[:12]} and "
+            f"{run.path} and {database.path} were encoded with different hashers ({ours[:12]} and "
             f"{database.fingerprint[:12]}), so their codes cannot be compared. Encode the run with "
             f"`--hasher {database.path}/hasher`."
         )
@@ -208,7 +209,7 @@ def _source(run: Run) -> Source:
 
 
 def _shared_hasher(runs: list[Run]) -> Hasher:
-    """The Hasher with whose codes those of all runs compare; where one was moment-matched, the one it was matched to."""
+    """The Hasher with whose codes those of all runs compare: that of a run which was not moment-matched, if any."""
     one = min(runs, key=lambda run: (len(run.fingerprints), _source(run).fingerprint))
     hasher = one.hasher()
     if hasher.fingerprint() != _own_fingerprint(one):
