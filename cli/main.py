@@ -48,8 +48,8 @@ def _config_argument(args: list[str], verbs: set[str]) -> str | None:
 
 
 @click.group(cls=HashStreamGroup, context_settings={"auto_envvar_prefix": "HASHSTREAM", "max_content_width": 110})
-@click.option("--config", metavar="FILE.yaml", help="Options by command, as YAML, called as here; see below.")
-@click.option("--seed", type=click.IntRange(min=0), show_default=True, help="Seed of everything random.")
+@click.option("--config", metavar="FILE.yaml", help="Options by command, as YAML, called as here, and global ones.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), show_default=True, help="Seed of everything random.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an unexpected error.")
 @click.option("--quiet", is_flag=True, help="No notes and no progress bar.")
 @click.option("--json", is_flag=True, help="Print results as JSON; of fit, encode and finalize not only the path.")
@@ -94,6 +94,9 @@ def main(args: list[str] | None = None) -> None:
     """Entry point: run the command line and exit with 0, 1 failed, 2 usage, 3 partial, or 130 interrupted."""
     # Imports make hundreds of thousands of objects that stay: looking through them every 700 takes half a second.
     gc.set_threshold(50_000, 20, 50)
+    for name in ("stdout", "stderr"):  # whoever has closed one does not want to read it
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     with interrupts_that_count():
         code = run(sys.argv[1:] if args is None else args)
     # Before it ends, Python looks for cycles in all that was imported: up to half a second, for nothing.
@@ -107,6 +110,8 @@ def run(args: list[str]) -> int:
     from hashstream.runtime.memory import return_freed_memory
 
     return_freed_memory()
+    # Else a library of scikit-learn runs commands to count the cores.
+    os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(os.cpu_count() or 1))
     session = Session()
     try:
         result = cli.main(args=args, prog_name="hashstream", standalone_mode=False, obj=session)
@@ -143,6 +148,11 @@ def _failed(error: Exception) -> int:
         )
     elif isinstance(error, OSError):
         click.echo(f"hashstream: {error.strerror or error}: {error.filename or 'input or output'}", err=True)
+    elif isinstance(error, ImportError) and "failed to map segment" in str(error):
+        click.echo(
+            f"hashstream: {error}: there is no room for a library; the limit of address space (ulimit -v) is too low.",
+            err=True,
+        )
     elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         click.echo(
             "hashstream: no thread can be started: a limit of processes or of address space (ulimit -u, -v) is too "

@@ -134,7 +134,13 @@ def asked(*names: str) -> list[str]:
     """Those of some options that were given on the command line or in the environment, as they are called there."""
     context = click.get_current_context()
     parameters = {parameter.name: parameter for parameter in context.command.params}
-    return [str(parameters[name].opts[-1]) for name in names if _is_given(context, parameters[name])]
+    return [_as_given(context, parameters[name]) for name in names if _is_given(context, parameters[name])]
+
+
+def _as_given(context: click.Context, parameter: click.Parameter) -> str:
+    """An option as it is written; of a pair such as --counts/--no-counts the one that was."""
+    off = parameter.secondary_opts and not context.params[str(parameter.name)]
+    return str((parameter.secondary_opts if off else parameter.opts)[-1])
 
 
 def _is_given(context: click.Context, parameter: click.Parameter) -> bool:

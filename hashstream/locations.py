@@ -52,6 +52,20 @@ def locate(source: str | Path) -> str | Path:
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
+def resolved(path: Path) -> Path:
+    """A path without links.
+
+    Raises
+    ------
+    InputError
+        If links lead round in a circle.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: a link that leads back to itself ({error}).") from error
+
+
 def absolute(source: str | Path) -> str:
     """A source as it can be recorded: an absolute path, or the URL."""
     place = locate(source)

@@ -245,6 +245,7 @@ def _marker_table(table: str | Path | pd.DataFrame, color: str) -> pd.DataFrame:
     InputError
         If one is not there, or the file cannot be read.
     """
+    import pandas as pd
     import pyarrow as pa
 
     wanted = list(dict.fromkeys(("group", "rank", "gene", "share", color)))
@@ -260,6 +261,8 @@ def _marker_table(table: str | Path | pd.DataFrame, color: str) -> pd.DataFrame:
     absent = [name for name in wanted if name not in found.columns]
     if absent:
         raise InputError(f"{where}: no column {_listed(absent)}; expected a table of `hashstream.tl.markers`.")
+    if not pd.api.types.is_numeric_dtype(found[color]):
+        raise InputError(f"{where}: the column {color!r} holds no numbers; colour by one that does.")
     return found[wanted].astype({"group": str, "gene": str})
 
 

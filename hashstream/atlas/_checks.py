@@ -72,10 +72,21 @@ def check_ending(path: Path) -> None:
         )
 
 
+def check_new_column(name: str, option: str) -> None:
+    """Raise SettingsError where a column to make could not be stored under its name."""
+    if not _storable(name) or name == "_index":
+        raise SettingsError(f"{option} is {name!r}, which cannot be the name of a column; choose another.")
+
+
+def _storable(name: str) -> bool:
+    """Whether a column can have this name in zarr, where it is that of a folder."""
+    return "/" not in name and name not in ("", ".", "..")
+
+
 def check_column_names(where: str, names: Iterable[Any]) -> None:
     """Raise InputError where a column could not be stored under its own name: in zarr that is the name of a folder."""
     for name in map(str, names):
-        if "/" in name or name in ("", ".", ".."):
+        if not _storable(name):
             raise InputError(
                 f"{where} has a column named {name!r}, which cannot be stored in a zarr store; rename it, such as with "
                 f"adata.{where[-3:]}.rename(columns=...), and write the file again"

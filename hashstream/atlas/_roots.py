@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hashstream.errors import HashStreamError, InputError
-from hashstream.locations import locate
+from hashstream.locations import locate, resolved
 
 if TYPE_CHECKING:
     from hashstream.atlas.remote import Transfers
@@ -80,11 +80,11 @@ def check_different(places: Sequence[Path | str]) -> None:
     """Raise InputError if two of some places, paths or URLs from `hashstream.locations.locate`, are the same."""
     seen: dict[Path | str, Path | str] = {}
     for place in places:
-        resolved = place.resolve() if isinstance(place, Path) else place
-        if resolved in seen:
-            other = "" if seen[resolved] == place else f", once as {seen[resolved]}"
+        where = resolved(place) if isinstance(place, Path) else place
+        if where in seen:
+            other = "" if seen[where] == place else f", once as {seen[where]}"
             raise InputError(f"{place}: given twice{other}, so that its cells would count twice; name each store once.")
-        seen[resolved] = place
+        seen[where] = place
 
 
 def _open_root(path: Path | str, transfers: Transfers | None) -> Root:

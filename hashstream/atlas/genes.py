@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,23 @@ def gene_columns(var: pd.DataFrame) -> dict[str, NDArray[np.object_]]:
         if values.dtype.kind in "OSU" or str(values.dtype) in ("category", "string", "str"):
             columns.setdefault(str(name), np.asarray(values.astype(str), dtype=object))
     return columns
+
+
+def folded_alike(gene_names: Sequence[Iterable[Any]], n_shared: int) -> str | None:
+    """What would make gene names of several stores the same, of which few are; None for neither of what is tried."""
+    folds: dict[str, Callable[[str], str]] = {
+        "case": str.upper,
+        "a version behind a dot": lambda name: re.sub(r"\.\d+$", "", name),
+    }
+    for what, fold in folds.items():
+        n_folded = len(set.intersection(*({fold(str(name)) for name in names} for names in gene_names)))
+        if n_folded > 2 * n_shared:
+            return f"{n_folded:,} would be the same but for {what}: write the names of all alike"
+    return None
+
+
+#: Where `folded_alike` knows nothing.
+LOOK_AT_NAMES = "look whether names differ by case or version, or are ids in some and symbols in others"
 
 
 def read_gene_columns(node: Any) -> dict[str, NDArray[np.object_]] | None:

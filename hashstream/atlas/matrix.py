@@ -21,6 +21,7 @@ from hashstream.errors import HashStreamError, InputError
 
 MAX_CHUNK_ROWS = 1 << 16
 _MOST_POINTERS = 1 << 19  # that are kept beyond those asked for
+_DENSE_CHUNKS = 8  # of a dense matrix that zarr decodes at a time
 
 
 class RowMatrix(Protocol):
@@ -279,7 +280,12 @@ class DenseMatrix:
 
     @property
     def decoding_bytes(self) -> int:
-        return 0  # see `max_row_bytes`
+        """Stored chunks, as they are and decoded, that are handled at a time. Slabs are in `max_row_bytes`."""
+        if self._array.chunks is None:
+            return 0
+        rows, genes = self._array.chunks
+        at_a_time = min(-(-self.shape[1] // genes), _DENSE_CHUNKS) if hasattr(self._array, "metadata") else 1
+        return int(2 * at_a_time * rows * genes * self.dtype.itemsize)
 
     def rows_to_read(self, start: int, stop: int, after: RowsToRead | None = None) -> DenseRows:
         return DenseRows(self, start, stop)

@@ -203,9 +203,18 @@ def _open_store(opened: Root, layer: str | None) -> Store:
     return store
 
 
+def names_of(layer: str | None) -> list[str]:
+    """Where to look for the counts; a layer may be named as it is listed (``layers/counts``, ``raw/X``), too."""
+    if layer is None:
+        return ["X", "layers/counts", "raw/X"]
+    if layer == "X":
+        return ["X"]
+    return ["raw/X"] if layer in ("raw", "raw.X", "raw/X") else [f"layers/{layer.removeprefix('layers/')}"]
+
+
 def _open_candidates(opened: Root, layer: str | None) -> dict[str, RowMatrix]:
     path, root = opened.path, opened.root
-    names = {None: ["X", "layers/counts", "raw/X"], "X": ["X"], "raw": ["raw/X"]}.get(layer, [f"layers/{layer}"])
+    names = names_of(layer)
     candidates: dict[str, RowMatrix] = {}
     refused: HashStreamError | None = None
     for name in names:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.counts import summarise_values
+from hashstream.atlas.genes import LOOK_AT_NAMES, folded_alike
 from hashstream.atlas.open import Atlas, Store
 from hashstream.atlas.stream import RowRange, stream_chunks
 from hashstream.errors import InputError
@@ -149,7 +150,7 @@ def raise_on_bad_rows(flags: NDArray[np.uint8], *, first_row: int, where: str) -
     found = {
         RowFlag.NEGATIVE: ("a negative value", "HashStream needs raw counts; name their layer with --layer"),
         RowFlag.NOT_INTEGER: ("a non-integer value", "HashStream needs raw counts; name their layer with --layer"),
-        RowFlag.NOT_FINITE: ("NaN or an infinite value", "repair or remove the cell"),
+        RowFlag.NOT_FINITE: ("NaN, an infinite value, or counts beyond 2^53", "repair or remove the cell"),
         RowFlag.INDEX_RANGE: ("a gene index outside the matrix", "the file is damaged; rebuild it from its source"),
         RowFlag.INDEX_ORDER: (
             "unsorted or repeated gene indices",
@@ -178,6 +179,19 @@ def shared_genes(
     absent = largest(dtype)
     columns = [np.asarray([position.get(n, absent) for n in s.gene_names], dtype=dtype) for s in atlas.stores]
     return names, _gene_ids(atlas.stores[0], names), columns
+
+
+def few_shared_genes(atlas: Atlas, n_shared: int) -> str | None:
+    """A note where stores share less than half of the genes of the smallest: only these are used."""
+    by_size = sorted(atlas.stores, key=lambda store: len(store.gene_names))
+    least, most = len(by_size[0].gene_names), len(by_size[-1].gene_names)
+    if 2 * n_shared >= least:
+        return None
+    why = folded_alike([store.gene_names for store in atlas.stores], n_shared) or LOOK_AT_NAMES
+    return (
+        f"only {n_shared:,} genes are in all stores and used, of {least:,} in {by_size[0].path} and {most:,} in "
+        f"{by_size[-1].path}: {why}"
+    )
 
 
 def _gene_ids(store: Store, names: NDArray[np.object_]) -> NDArray[np.object_] | None:

@@ -20,8 +20,10 @@ _EXACT = float(1 << 53)  # up to here a float says which integer it is
 
 def value_text(value: Any) -> str:
     """A value as text: of a float that is a whole number without its decimals."""
-    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(value) <= _EXACT:
-        return str(int(value))
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        if number.is_integer() and abs(number) <= _EXACT:
+            return str(int(number))
     return str(value)
 
 

@@ -19,9 +19,9 @@ def select_genes_by_batch(
 
     Each batch ranks the genes by itself (`select_genes`). Genes are then ordered by the number of batches that have
     them among their first `n_genes`, ties by the median of these ranks, as scanpy's ``highly_variable_genes`` with a
-    ``batch_key`` and of flavour ``seurat_v3`` does. Genes that vary between batches only, such as those that a study did not measure in a matrix
-    over the union of several studies' genes, come late. They are not left out: a gene that a batch lacks may as well
-    mark a type that the batch lacks.
+    ``batch_key`` and of flavour ``seurat_v3`` does. Genes that vary between batches only, such as those that a study
+    did not measure in a matrix over the union of several studies' genes, come late. They are not left out: a gene that
+    a batch lacks may as well mark a type that the batch lacks.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.errors import InputError, SettingsError, TargetExistsError
+from hashstream.locations import resolved
 
 #: Files one of which the folder of a zarr store has.
 ZARR_SIGNS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
@@ -31,7 +33,7 @@ def partial_path(target: Path) -> Path:
 
 def followed(target: Path) -> Path:
     """A target, or what it leads to if it is a link: that is what is made or replaced."""
-    return target.resolve() if target.is_symlink() else target
+    return resolved(target) if target.is_symlink() else target
 
 
 def own_name() -> str:
@@ -68,10 +70,10 @@ def check_folder_target(
     target = followed(target)
     given = sources if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]
     for source in (Path(one) for one in given if isinstance(one, str | Path)):
-        if target.resolve() == source.resolve():
+        if resolved(target) == resolved(source):
             raise SettingsError(f"{source} is source and target; choose another target.")
         is_zarr = any((source / sign).exists() for sign in ZARR_SIGNS)
-        if is_zarr and target.resolve().is_relative_to(source.resolve()):
+        if is_zarr and resolved(target).is_relative_to(resolved(source)):
             raise SettingsError(f"{target}: lies in {source}, which is read; choose another target.")
     _check_target(target, force=force)
     if target.is_dir():
@@ -107,11 +109,25 @@ def _check_target(target: Path, *, force: bool) -> None:
 def new_file(target: Path) -> Iterator[Path]:
     """A file beside `target` to write, which takes its place in one step if all goes well and is removed if not."""
     aside = target.with_name(f"{target.name}.{own_name()}.partial")
+    for left in _left_by_the_dead(target):
+        left.unlink(missing_ok=True)
     try:
         yield aside
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _left_by_the_dead(target: Path) -> list[Path]:
+    """What processes of this host that were killed have left beside a file."""
+    import psutil
+
+    found = []
+    for path in target.parent.glob(f"{glob.escape(target.name)}.{glob.escape(socket.gethostname())}-*.partial"):
+        number = path.name.removesuffix(".partial").rpartition("-")[2]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            found.append(path)
+    return found
 
 
 def remove(path: Path) -> None:

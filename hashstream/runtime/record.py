@@ -59,6 +59,12 @@ def read_record(run: Path) -> dict[str, Any]:
         raise InputError(f"{run}: not a run of HashStream: it has no {META}.{_what_it_is(run)}") from error
 
 
+def check_unchanged(run: Path, before: Mapping[str, Any]) -> None:
+    """Raise InputError if the record of a run is not what it was: what was read since may be of two states."""
+    if json.dumps(read_record(run)) != json.dumps(before):
+        raise InputError(f"{run}: another command has changed the run meanwhile; nothing was written. Do this again.")
+
+
 def _what_it_is(folder: Path) -> str:
     """What else of HashStream a folder is, that was taken for a run."""
     others = {"reference.json": "a reference database", "hasher.json": "a hasher", "zarr.json": "an atlas"}

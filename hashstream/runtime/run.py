@@ -371,6 +371,8 @@ _FILES = {"majority": (MAJORITY_FREQUENCIES,)}
 
 
 def _damaged(path: Path, error: Exception | str) -> InputError:
+    if isinstance(error, PermissionError):
+        return InputError(f"{path}: this user may not read it. Have its owner allow it (chmod).")
     return InputError(f"{path}: cannot be read ({error}). The run is damaged; encode again.")
 
 

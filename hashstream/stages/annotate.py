@@ -83,6 +83,10 @@ def annotate(
         raise SettingsError(f"--assign is {assign!r}; expected one of {', '.join(ASSIGNMENTS)}.")
     if method not in METHODS:
         raise SettingsError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
+    if n_neighbours < 1:
+        raise SettingsError(f"n_neighbours is {n_neighbours}; expected at least 1.")
+    if not 0 <= unknown_threshold <= 1:
+        raise SettingsError(f"unknown_threshold is {unknown_threshold}; expected a share from 0 to 1.")
     if not 0 <= novel_rate < 1:
         raise SettingsError(f"novel_rate is {novel_rate}; expected a share from 0, below 1.")
     if hierarchy is not None and parents_key is not None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hashstream.atlas import Atlas, open_atlas
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import DEFAULT_MIN_OVERLAP, Hasher
+from hashstream.locations import locate, resolved
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.exchange import restore
 from hashstream.runtime.files import followed
@@ -204,13 +205,24 @@ def _check_new(old: Run, atlas: Atlas, fingerprints: list[str]) -> None:
             "more, then append to it."
         )
     seen = dict(zip(known, old.input_paths, strict=True))
+    places = {_place(path) for path in old.input_paths}
     for path, fingerprint in zip(atlas.paths, fingerprints, strict=True):
         if fingerprint in seen:
             raise InputError(
                 f"{path}: its cells are in {old.path} already, or given twice (the same content as "
                 f"{seen[fingerprint]}). Leave it out."
             )
+        if _place(path) in places:
+            raise InputError(
+                f"{path}: {old.path} has cells of a store of this name already, which held others then; they could not "
+                "be told apart. Give the new store another name."
+            )
         seen[fingerprint] = path
+
+
+def _place(path: str) -> Path | str:
+    place = locate(path)
+    return resolved(place) if isinstance(place, Path) else place
 
 
 def _plan(old: Run, job: EncodeJob, fingerprints: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,8 @@ def cluster(
             "--assign cell and --batch-key exclude each other: the codes of cells differ by batch, which integrated "
             "buckets do not."
         )
+    if resolution is not None and not 0 < resolution < math.inf:
+        raise SettingsError(f"resolution is {resolution}; expected a positive number.")
     run, progress = run if isinstance(run, Run) else Run.open(run), progress or Silent()
     begin = time.perf_counter()
     coarse = run.n_cells > MOST_POINTS * CELLS_PER_BUCKET and bucket_bits is None and batch_key is None

@@ -142,6 +142,7 @@ def encode(
     with timings.measure("open"):
         atlas = open_atlas(sources, layer=layer)
         fingerprints = [store.fingerprint() for store in atlas.stores]
+        _note_copies(atlas, fingerprints, progress)
     for store in atlas.stores:
         if store.matrix_name != "X":
             progress.note(f"{store.path}: raw counts taken from {store.matrix_name}")
@@ -167,6 +168,16 @@ def encode(
             layer=layer,
             argv=argv,
         )
+
+
+def _note_copies(atlas: Atlas, fingerprints: list[str], progress: ProgressListener) -> None:
+    """Say of stores that hold what another does that their cells count twice."""
+    first: dict[str, str] = {}
+    for path, fingerprint in zip(atlas.paths, fingerprints, strict=True):
+        if first.setdefault(fingerprint, path) != path:
+            progress.note(
+                f"{path}: the same content as {first[fingerprint]}; its cells count twice unless it is left out"
+            )
 
 
 @contextmanager

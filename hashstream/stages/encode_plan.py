@@ -29,6 +29,7 @@ _CUDA_BYTES = 400 * MIB
 #: A chunk is large enough there for all that the device does at once.
 _GPU_CHUNK_BYTES = 32 * MIB
 #: What a dimension of a token takes on its way to the disk: sums of both halves and of all, and their parquet form.
+_MOST_PARTITION_ROWS = 1 << 31
 _WRITTEN_BYTES = 48
 #: What a process of dask.distributed holds beyond one of HashStream alone.
 DISTRIBUTED_BYTES = 48 * MIB
@@ -87,6 +88,11 @@ class EncodeSettings:
             raise SettingsError(f"min_overlap is {self.min_overlap}; expected a share between 0 and 1.")
         if self.partition_rows < 1 or self.partition_rows % CODE_CHUNK_ROWS:
             raise SettingsError(f"partition_rows is {self.partition_rows}; expected a multiple of {CODE_CHUNK_ROWS}.")
+        if self.partition_rows > _MOST_PARTITION_ROWS:
+            raise SettingsError(
+                f"partition_rows is {self.partition_rows}; expected at most {_MOST_PARTITION_ROWS}: the codes of a "
+                "partition are held in memory."
+            )
         parse_bytes(self.max_memory)
         object.__setattr__(self, "device", choose_encode_device(self.device))
 
@@ -146,7 +152,8 @@ def dry_run(
         "partition_rows": settings.partition_rows,
         "stored_values": None if None in stored else sum(n for n in stored if n is not None),
         "chunk_bytes": chunk_bytes,
-        "bytes_written": atlas.n_cells * (8 * ((n_bits + 63) // 64) + 6) + settings.max_buckets * (n_dims * 20 + 24),
+        "bytes_written": atlas.n_cells * (8 * ((n_bits + 63) // 64) + 6)
+        + min(settings.max_buckets, atlas.n_cells) * (n_dims * 20 + 24),
         "projected_peak_bytes": projection.total(chunk_bytes),
         "projected_parts": projection.fixed,
         "max_memory_bytes": parse_bytes(settings.max_memory),

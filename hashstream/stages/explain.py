@@ -60,7 +60,7 @@ class ExplainSettings:
     def __post_init__(self) -> None:
         if self.cell is not None and self.bucket is not None:
             raise SettingsError("--cell and --bucket exclude each other; give one of them.")
-        if self.label is None and (self.against is not None or (self.cell is None and self.bucket is None)):
+        if self.label is None and self.cell is None and self.bucket is None:
             raise SettingsError("no type to explain; name it with --label.")
         if self.label is not None and self.label == self.against:
             raise SettingsError(f"--label and --against are both {self.label!r}; name two types.")
@@ -160,6 +160,11 @@ def explain(
     elif settings.what == "confusion" and truth is None:
         z = _between(z, layers, anchors, settings)
     label = settings.label or anchors.names[int(_anchor_scores(layers, anchors, z, settings.score)[0].argmax())]
+    if label == settings.against:
+        raise SettingsError(
+            f"the nearest anchor of the {settings.what} is that of {label!r}, which is --against, too; name a type "
+            "with --label, or another to compare it with."
+        )
     direction = anchors.of(label) - (0.0 if settings.against is None else anchors.of(settings.against))
     found = attributions(layers, z, direction, method=settings.method, score=settings.score)
     table = _table(model, found.values, z, present)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,10 @@ from hashstream.atlas._frames import encoding, plain_values, write_names
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.exchange import publish
-from hashstream.runtime.files import check_file_target, remove
+from hashstream.runtime.files import check_file_target, new_file, remove
 from hashstream.runtime.folder_lock import FolderLock
 from hashstream.runtime.pipeline import use_fastest_pipeline
+from hashstream.runtime.record import check_unchanged, read_record
 from hashstream.runtime.run import Run
 from hashstream.runtime.steady_file import SteadyFile
 from hashstream.stages.run_atlas import open_run_atlas, open_run_obs
@@ -73,8 +75,9 @@ def export(
     target = Path(target)
     if target.suffix not in (".h5ad", ".zarr"):
         raise SettingsError(f"{target}: expected a name that ends in .h5ad or .zarr.")
+    before = read_record(run.path)
     if target.suffix == ".zarr" and target.exists():
-        return _into_existing(run, target, force=force)
+        return _into_existing(run, target, before, force=force)
     check_file_target(target, force=force)
     if target.exists() and any(target.resolve() == Path(path).resolve() for path in (*run.input_paths, *(atlas or ()))):
         raise SettingsError(
@@ -86,6 +89,7 @@ def export(
     with _aside(target) as folder:
         partial = folder / target.name
         columns = _write_new(run, stores, source, partial, target.suffix)
+        check_unchanged(run.path, before)
         publish(partial, target)
     return {"path": str(target), "cells": run.n_cells, "obs": columns, "obsm": [OBSM_KEY]}
 
@@ -118,8 +122,13 @@ def _no_error() -> None:
 
 def _result_names(run: Run, taken: set[str]) -> dict[str, str]:
     """The columns of cells.parquet but the row number, and for each a name that is free."""
-    names = [name for name in run.cell_columns() if name != "row"]
-    return {name: _PREFIX + name if name in taken else name for name in names}
+    free = {}
+    for name in run.cell_columns():
+        if name != "row":
+            free[name] = name
+            while free[name] in taken:
+                free[name] = _PREFIX + free[name]
+    return free
 
 
 def _write_results(
@@ -303,7 +312,7 @@ def _append(array: Any, values: NDArray[Any]) -> None:
     array[start:] = values
 
 
-def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
+def _into_existing(run: Run, target: Path, before: dict[str, Any], *, force: bool) -> dict[str, Any]:
     import anndata
     import zarr
 
@@ -337,9 +346,13 @@ def _into_existing(run: Run, target: Path, *, force: bool) -> dict[str, Any]:
             _write_results(made, run, names, [name for name in order if name not in stale])
         _write_obsm(made, run)
         made["obs"].attrs[_OWN_COLUMNS] = sorted(names.values())
+        check_unchanged(run.path, before)
+        # Until obs is in place, readers look at what is there, not at a list of what was.
+        consolidated = _without_consolidated(target)
         for name in ("obsm", "obs"):
             publish(folder / "store" / name, target / name)
-    _consolidate(target)
+    if consolidated:
+        _consolidate(target)
     removed = {"removed": sorted(stale)} if stale else {}
     return {"path": str(target), "cells": run.n_cells, "obs": list(names.values()), "obsm": [OBSM_KEY], **removed}
 
@@ -357,14 +370,27 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+def _without_consolidated(path: Path) -> bool:
+    """Take the consolidated metadata out of a store; whether it had some."""
+    import zarr
+
+    if zarr.open_group(path, mode="r").metadata.consolidated_metadata is None:
+        return False
+    (path / ".zmetadata").unlink(missing_ok=True)  # of format 2
+    if (path / "zarr.json").is_file():
+        metadata = json.loads((path / "zarr.json").read_text())
+        metadata.pop("consolidated_metadata", None)
+        with new_file(path / "zarr.json") as aside:
+            aside.write_text(json.dumps(metadata, indent=2))
+    return True
+
+
 def _consolidate(path: Path) -> None:
-    """Refresh consolidated metadata where the store has them, so that readers see what was added."""
+    """List all metadata of a store in one file, as it had it."""
     import warnings
 
     import zarr
 
-    root = zarr.open_group(path, mode="r")
-    if root.metadata.consolidated_metadata is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=zarr.errors.ZarrUserWarning)
-            zarr.consolidate_metadata(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=zarr.errors.ZarrUserWarning)
+        zarr.consolidate_metadata(path)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, open_atlas
-from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, Sample, draw_sample
+from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, Sample, draw_sample, few_shared_genes
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher, PcaItqSettings, fit_pca_itq
 from hashstream.hashing.device import choose_device
@@ -130,6 +130,8 @@ def fit_hasher(
     progress = progress or Silent()
     progress.note(f"fit: learning a {method} hasher from at most {sample_cells:,} cells")
     sample = draw_sample(atlas, n_cells=sample_cells, seed=seed)
+    if (few := few_shared_genes(atlas, len(sample.gene_names))) is not None:
+        progress.note(few)
     batches = None if batch_key is None else _sampled_batches(atlas, sample, batch_key)
     context = FitContext(
         atlas=atlas,

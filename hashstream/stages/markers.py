@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, CsrChunk, RowRange, map_chunks, plan_ranges
-from hashstream.atlas.sample import raise_on_bad_rows, shared_genes
+from hashstream.atlas.sample import few_shared_genes, raise_on_bad_rows, shared_genes
 from hashstream.atlas.stream import AHEAD, DEFAULT_CHUNK_BYTES
 from hashstream.downstream.markers import FEWEST_CELLS, compare_genes
 from hashstream.errors import BudgetError, InputError, SettingsError
@@ -152,6 +152,8 @@ def markers(
         )
     opened = open_run_atlas(run, atlas)
     gene_names, gene_ids, columns = shared_genes(opened)
+    if (few := few_shared_genes(opened, len(gene_names))) is not None:
+        progress.note(few)
     absent = np.iinfo(columns[0].dtype).max
     gene_maps = [np.where(numbers == absent, -1, numbers.astype(np.int32)).astype(np.int32) for numbers in columns]
     sums = _stream(opened, groups, gene_maps, len(names), len(gene_names), settings, progress)

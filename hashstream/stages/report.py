@@ -22,6 +22,7 @@ from hashstream.errors import SettingsError
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_file_target, new_file
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
+from hashstream.runtime.record import check_unchanged, read_record
 from hashstream.runtime.run import Run
 from hashstream.stages.report_cells import GROUPED, PSEUDOTIME, VALUES, CellSummary, summarise_cells
 from hashstream.stages.report_markers import read_top_genes
@@ -116,6 +117,7 @@ def report(
     if target.suffix != SUFFIX:
         raise SettingsError(f"-o {target}: give it a name that ends in {SUFFIX}.")
     check_file_target(target, force=force)
+    before = read_record(run.path)
     rows, points = _drawn(run, settings.points)
     summary = summarise_cells(run, rows, progress)
     top = None
@@ -137,6 +139,7 @@ def report(
     places = on_page(plane_layout(points, seed=seed, n_threads=available_threads()))
     sections.insert(2, _map_section(run, summary, places, seed))
     page = render(f"HashStream report: {run.path.absolute().name}", sections)
+    check_unchanged(run.path, before)
     with new_file(target) as aside:
         # A record may hold half of a pair of code units, which no encoding of text can.
         aside.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -14,8 +14,6 @@ from hashstream.kernels import encode_rows
 from hashstream.locations import is_lost
 from hashstream.runtime.run import Run
 
-#: What `--layer` calls the matrices that are no layers.
-_LAYERS: dict[str, str | None] = {"X": "X", "raw/X": "raw"}
 _MOST_CELLS = 1 << 16  # of a store that are all encoded again
 _MANY_ROWS, _MANY_BYTES = 1 << 10, 1 << 25  # of these at a time
 _BLOCKS, _BLOCK_ROWS = 8, 16  # cells of a store that are encoded again, to see whether they are the run's
@@ -37,7 +35,7 @@ def open_run_atlas(
         If it is gone, has another number of cells, or other cells: some are encoded again and compared.
     """
     listed = _paths(run, paths)
-    layers = [_LAYERS.get(name, name.removeprefix("layers/")) for name in map(str, run.meta["input"]["matrix"])]
+    layers: list[str | None] = [str(name) for name in run.meta["input"]["matrix"]]
     if len(layers) != len(listed):  # the stores were put together since, or taken apart
         layers = [layers[0] if len(set(layers)) == 1 else None] * len(listed)
     atlas = open_atlas(listed, layer=layers)

@@ -99,6 +99,7 @@ def trajectory(
     run, progress = run if isinstance(run, Run) else Run.open(run), progress or Silent()
     begin = time.perf_counter()
     target = None if target is None else Path(target)
+    root = None if root is None else str(root)  # a cluster may be given by its number
     _check(run, root, root_cell, target, force=force)
     if root is not None or by is not None or {"cluster", "label"} & set(run.cell_columns()):
         by, groups, names = cell_groups(run, by, atlas)
@@ -185,7 +186,8 @@ def _root_cells(
         raise SettingsError(f"--root {root!r}: no such group; there are {listed}{', ...' if names[20:] else ''}.")
     cells = np.flatnonzero(groups == names.index(root))
     if len(cells) == 0:
-        raise SettingsError(f"--root {root!r}: the group has no cells.")
+        why = "its cells are in no group" if root == UNKNOWN else "the group has no cells"
+        raise SettingsError(f"--root {root!r}: {why}.")
     return cells
 
 

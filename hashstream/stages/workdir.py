@@ -181,7 +181,7 @@ class WorkDir:
             details = "; ".join(f"{key}: was {found.get(key)}, is {plan.get(key)}" for key in different)
             raise SettingsError(
                 f"{self.path} was begun with another input or other settings ({details}). Continue with the same "
-                "command, or start over without --resume."
+                f"command, or remove {self.path} to begin anew."
             )
 
     @contextmanager

@@ -30,6 +30,13 @@ def test_child_then_parent_then_grandparent_then_unknown() -> None:
     assert label(0.5, 0.0, 0.0, 0.5) == ("CD4", 0, 0.5)
 
 
+def test_the_most_probable_parent_need_not_have_the_most_probable_child() -> None:
+    assert label(0.25, 0.3, 0.0, 0.45) == ("T", 1, 0.55)
+    assert label(0.25, 0.2, 0.35, 0.2, threshold=0.45) == ("T", 1, 0.45)
+    assert label(0.2, 0.15, 0.2, 0.45) == ("lymphocyte", 2, 0.55)
+    assert label(0.3, 0.25, 0.0, 0.45, threshold=0.6) == (None, -1, 0.55)
+
+
 def test_thresholds_of_their_own() -> None:
     assert label(0.6, 0.2, 0.1, 0.1, thresholds={"CD4": 0.9}) == ("T", 1, 0.8)
     assert label(0.6, 0.2, 0.1, 0.1, thresholds={"CD4": 0.9, "T": 0.9}) == ("lymphocyte", 2, 0.9)

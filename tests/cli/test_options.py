@@ -233,7 +233,7 @@ WITHOUT_EFFECT = [
     ("trajectory r --root 0 --force", "--force does nothing without -o"),
     ("trajectory r --root 0 --by cluster --atlas a", "--atlas does nothing without --by"),
     ("report r -o o.html --atlas a", "--atlas does nothing without --truth"),
-    ("export r --to there.zarr --no-counts", "--counts does not go with there.zarr"),
+    ("export r --to there.zarr --no-counts", "--no-counts does not go with there.zarr"),
     ("export r --to there.zarr --atlas a", "--atlas does not go with there.zarr"),
     ("demo --force", "--force does nothing without -o"),
 ]

@@ -139,6 +139,16 @@ def test_neighbours_leave_the_token_itself_out() -> None:
     assert token_neighbours(points[:1], 5).indices.shape == (1, 0)
 
 
+def test_neighbours_in_a_group_far_from_the_centre_are_in_exact_order() -> None:
+    """Products of points so far out lose all that tells the group's members apart."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((30, 1, 6)) * 1000
+    points = (centres + rng.standard_normal((30, 10, 6)) * 0.01).reshape(-1, 6).astype(np.float32)
+    exact = ((points[:, None].astype(np.float64) - points) ** 2).sum(axis=2)
+    np.fill_diagonal(exact, np.inf)
+    np.testing.assert_array_equal(token_neighbours(points, 4).indices, np.argsort(exact, axis=1, kind="stable")[:, :4])
+
+
 def test_one_token_is_one_cluster() -> None:
     one = Tokens(np.zeros((1, 1), np.uint64), np.array([7]), np.zeros((1, 4), np.float32), 16)
     for method in METHODS:

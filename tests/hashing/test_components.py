@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import hashstream.hashing.pca_itq as pca_itq
@@ -14,7 +15,7 @@ from hashstream.errors import SettingsError
 from hashstream.hashing import PcaItqSettings, fit_pca_itq
 from hashstream.hashing.anchors.cells import Cells
 from hashstream.hashing.components import krylov_components, krylov_width
-from hashstream.hashing.hvg import residual_variance, select_genes
+from hashstream.hashing.hvg import ranked_genes, residual_variance, select_genes
 from hashstream.hashing.hvg_batches import select_genes_by_batch
 from tests.hashing.test_hvg_batches import sample_of
 
@@ -75,6 +76,22 @@ def test_residual_variance_is_that_of_the_dense_residuals() -> None:
     np.testing.assert_allclose(found, expected, rtol=0.02)  # library sizes of zero counts are taken in groups
 
 
+def test_a_count_that_stands_out_counts_as_the_root_of_the_number_of_cells() -> None:
+    """So that a gene of one odd cell does not come before those of a type."""
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(np.tile(rng.uniform(0.5, 5.0, 80), (60, 1)))
+    counts[:, 5:10] = 0
+    counts[[3, 20, 41], [5, 6, 7]] = 80, 150, 30
+    counts[:20, 8], counts[20:, 9] = 12, 9
+    totals = counts.sum(axis=1)
+    mu = np.outer(totals, counts.sum(axis=0) / counts.sum())
+    residuals = (counts - mu) / np.sqrt(mu + mu**2 / 100)
+    assert (residuals[[3, 20, 41], [5, 6, 7]] > 2 * np.sqrt(60)).all()
+    found = residual_variance(sample_of(counts))
+    np.testing.assert_allclose(found, np.clip(residuals, -np.sqrt(60), np.sqrt(60)).var(axis=0), rtol=1e-9)
+    assert set(np.argsort(-found)[:2]) == {8, 9}
+
+
 def test_genes_of_shallow_cells_are_ranked_by_residuals() -> None:
     """Marker genes come first, where by dispersion those come that a few cells happen to have."""
     counts, _ = typed_counts(2000, 4000, depth=0.03, marker_rate=15.0)
@@ -95,6 +112,24 @@ def test_genes_of_shallow_cells_are_ranked_by_residuals() -> None:
     assert (by_batch < 120).sum() > max(60, 2 * (dispersed < 120).sum())
     assert np.array_equal(fit_pca_itq(sample_of(counts), settings, batches=batches).gene_names,
                           sample_of(counts).gene_names[by_batch])  # fmt: skip
+
+
+def test_dispersion_is_ranked_within_genes_of_like_means() -> None:
+    """Against groups that pandas makes; a gene alone in its group is one deviation above it."""
+    rng = np.random.default_rng(4)
+    counts = rng.poisson(np.exp(rng.uniform(-2, 2, 200)) * rng.gamma(2.0, 0.5, (500, 200)))
+    counts[:, 17] = rng.poisson(900, 500)  # alone at the upper end
+    normal = counts * (1e4 / counts.sum(axis=1, keepdims=True))
+    mean, variance = normal.mean(axis=0), normal.var(axis=0, ddof=1)
+    dispersion = pd.Series(np.log(variance / mean))
+    groups = dispersion.groupby(pd.cut(np.log1p(mean), 20, labels=False))
+    deviation = groups.transform("std")
+    alone = groups.transform("size") == 1
+    assert alone[17]
+    score = ((dispersion - groups.transform("mean")) / deviation).where(~alone, 1.0)
+    assert (score > 1).sum() > 10
+    found = ranked_genes(sample_of(counts), by="dispersion", target_sum=1e4)
+    assert found.tolist() == np.argsort(-score.to_numpy(), kind="stable").tolist()
 
 
 def test_genes_of_deep_cells_are_ranked_by_dispersion() -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
 from hashstream.atlas import open_atlas
 from hashstream.atlas.sample import Sample, SampleBlock, draw_sample
-from hashstream.hashing.hvg import select_genes
+from hashstream.hashing.hvg import ranked_genes, select_genes
 from hashstream.hashing.hvg_batches import _hits_and_median, select_genes_by_batch
 
 N_CELLS, N_GENES, N_MARKERS = 600, 300, 20
@@ -90,6 +91,27 @@ def test_median_of_the_ranks_that_count() -> None:
     hits, median = _hits_and_median(ranks, 9)
     assert hits.tolist() == [2, 0, 2, 2]
     assert median[[0, 2, 3]].tolist() == [3.5, 2.5, 1.5]
+
+
+@pytest.mark.parametrize("n_batches", [2, 3, 4])
+def test_genes_of_as_many_batches_are_ordered_by_their_median_rank(n_batches: int) -> None:
+    rng = np.random.default_rng(n_batches)
+    batches = np.arange(100 * n_batches) % n_batches
+    shape = rng.uniform(0.3, 3.0, (n_batches, 90))[batches]  # each batch has genes of its own that vary
+    counts = rng.poisson(rng.gamma(shape, 2.0 / shape))
+    names = np.arange(90)
+    ranks = np.full((n_batches, 90), np.nan)
+    for batch in range(n_batches):
+        first = ranked_genes(sample_of(counts[batches == batch]), by="dispersion", target_sum=1e4)[:30]
+        ranks[batch, first] = np.arange(30)
+    table = pd.DataFrame(
+        {"hits": -(~np.isnan(ranks)).sum(axis=0), "median": pd.DataFrame(ranks).median(), "name": names}
+    )
+    expected = table.sort_values(["hits", "median", "name"])["name"].to_numpy()[:30]
+    last = table["hits"] == table["hits"][expected[-1]]
+    assert last.sum() > last[expected].sum()  # the median decides
+    found = select_genes_by_batch(sample_of(counts), batches, n_genes=30, target_sum=1e4)
+    assert found.tolist() == sorted(expected)
 
 
 def test_one_batch_for_each_cell() -> None:

@@ -13,6 +13,7 @@ import anndata
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse as sp
 from click.testing import Result
 
 from hashstream.annotate.anchors import Anchors
@@ -200,6 +201,26 @@ def test_a_matched_query_is_standardised_by_its_own_moments(made: Path, tmp_path
     assert own.comparable_fingerprint == given.fingerprint() != matched.fingerprint()
     annotate_by_anchors(own, hasher=made / "hasher", unknown_threshold=0)
     assert evaluate(Run.open(tmp_path / "run"), "cell_type")["label"]["accuracy"] > 0.95
+
+
+def test_a_query_unlike_the_reference_is_standardised_by_its_own_moments(made: Path, tmp_path: Path) -> None:
+    """But a gene that does not vary in it keeps the deviation that it has in the reference."""
+    given = Hasher.load(made / "hasher")
+    names = list(given.gene_names)
+    adata, rng = anndata.read_h5ad(made / "atlas.h5ad")[:250].copy(), np.random.default_rng(0)
+    counts = rng.poisson(adata.X.toarray() * rng.lognormal(0, 0.5, adata.n_vars)).astype(np.float64)
+    counts[:, adata.var_names.get_loc(names[3])] = 0
+    adata.X = sp.csr_matrix(counts.astype(np.float32))
+    adata.write_h5ad(tmp_path / "query.h5ad")
+    own = encode(tmp_path / "query.h5ad", tmp_path / "run", hasher=made / "hasher", moment_match=True)
+    assert own is not None
+    values = np.log1p(counts * given.target_sum / counts.sum(axis=1, keepdims=True))
+    values = values[:, adata.var_names.get_indexer(names)]
+    deviation = values.std(axis=0, ddof=1)
+    assert np.median(np.abs(deviation / given.gene_scale - 1)) > 0.05
+    np.testing.assert_allclose(own.hasher().gene_mean, values.mean(axis=0), rtol=1e-6)
+    expected = np.where(np.arange(len(names)) == 3, given.gene_scale, deviation)
+    np.testing.assert_allclose(own.hasher().gene_scale, expected, rtol=1e-6)
 
 
 def test_matched_runs_compare_with_themselves_and_with_what_they_were_matched_to(made: Path, tmp_path: Path) -> None:

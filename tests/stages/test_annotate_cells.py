@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from hashstream.annotate.discriminant import TypeDiscriminant
+from hashstream.annotate.novelty import TypeFit
 from hashstream.buckets import Landmarks
 from hashstream.errors import InputError, SettingsError
+from hashstream.kernels import unpack_bits
 from hashstream.runtime.run import Run
 from hashstream.stages.annotate import annotate
 from hashstream.stages.annotate_cells import CELL_COLUMNS, LabelledBuckets, reference_discriminant
 from hashstream.stages.encode import encode
 from hashstream.stages.encode_plan import EncodeSettings
+from hashstream.stages.labels import Novelty
 
 
 @pytest.fixture
@@ -138,6 +141,60 @@ def test_cells_of_a_type_that_the_reference_lacks_are_novel(
     assert (column(run, "label") != "unknown").all()
 
 
+@pytest.mark.parametrize("assign", ["bucket", "cell"])
+def test_a_batch_that_looks_less_like_the_reference_as_a_whole_is_not_novel(
+    small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_path: Path, assign: str
+) -> None:
+    _, reference, truth = coarse
+    adata = anndata.read_h5ad(small_h5ad)
+    adata.X.data = np.random.default_rng(0).binomial(adata.X.data.astype(np.int64), 0.1).astype(np.float32)
+    adata.X.eliminate_zeros()
+    adata.write_h5ad(tmp_path / "shallow.h5ad")
+    shallow = encode(tmp_path / "shallow.h5ad", tmp_path / "shallow", hasher=reference / "hasher")
+    assert shallow is not None
+    options = {"reference": reference, "labels": "cell_type", "novel_rate": 0.2, "assign": assign}
+    record = annotate(shallow, **options)
+    novelty, novel = column(shallow.path, "label_novelty"), column(shallow.path, "label_rejection") == "novel"
+    assert (novelty + record["novelty_shift"] > record["novel_above"]).mean() > 0.7
+    assert novel.mean() < 0.4
+    assert (column(shallow.path, "label_best") == truth).mean() > 0.9
+    annotate(reference, **options)
+    assert np.median(novelty) == pytest.approx(np.median(column(reference, "label_novelty")), abs=0.4)
+
+
+def test_a_novel_cell_has_no_level(small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_path: Path) -> None:
+    _, reference, truth = coarse
+    adata = anndata.read_h5ad(small_h5ad)
+    adata.obs["coarse"] = np.where(np.isin(truth, ["type 0", "type 1"]), "first", "second")
+    adata[truth != "type 2"].copy().write_h5ad(tmp_path / "fewer.h5ad")
+    encode(tmp_path / "fewer.h5ad", tmp_path / "fewer", hasher=reference / "hasher")
+    annotate(reference, reference=tmp_path / "fewer", labels="cell_type", parents_key="coarse")
+    novel, level = column(reference, "label_rejection") == "novel", column(reference, "label_level")
+    assert novel[truth == "type 2"].mean() > 0.9
+    assert (level[novel] == -1).all()
+    assert np.array_equal(level >= 0, column(reference, "label") != "unknown")
+
+
+def test_novelty_is_judged_by_cells_from_all_over_the_reference(
+    coarse: tuple[Path, Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, reference, truth = coarse
+    run = Run.open(reference)
+    labels = np.unique(truth, return_inverse=True)[1].astype(np.int32)
+    labels[::3] = -1
+    monkeypatch.setattr("hashstream.stages.labels._SAMPLED", 100)
+    monkeypatch.setattr("hashstream.stages.labels.CODE_CHUNK_ROWS", 70)
+    found = Novelty.between(run, labels, 4, run, novel_rate=0.05).fit
+    labelled = np.flatnonzero(labels >= 0)
+    every, codes = labelled[:: len(labelled) // 100], run.codes()
+    assert len(every) == 100
+    set_bits = np.stack([unpack_bits(codes[labels == kind], run.n_bits).sum(axis=0) for kind in range(4)])
+    sizes = np.bincount(labels[labelled])
+    expected = TypeFit.of(set_bits.astype(np.int64), sizes, codes[every], labels[every], novel_rate=0.05)
+    assert (found.threshold, found.middle) == (expected.threshold, expected.middle)
+    np.testing.assert_array_equal(found.mean, expected.mean)
+
+
 def test_a_label_called_unknown_is_none(
     small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_path: Path
 ) -> None:
@@ -205,3 +262,19 @@ def test_a_type_with_few_landmarks_is_found(
         patch.setattr(Run, "landmarks", lambda self: few)
         annotate(run, reference=reference, labels="cell_type", novel_rate=0)
     assert (column(run.path, "label_best") == truth).mean() > 0.97
+
+
+def test_the_discriminant_alone_finds_a_type_without_landmarks(
+    coarse: tuple[Path, Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, reference, truth = coarse
+    run = Run.open(reference)
+    rows, embedding = run.landmarks()
+    kept = np.isin(rows, np.flatnonzero(truth != "type 3"))
+    few = Landmarks(rows[kept], embedding[kept])
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "landmarks", lambda self: few)
+        annotate(run, reference=run, labels="cell_type", assign="bucket", method="discriminant", novel_rate=0)
+    best = column(reference, "label_best")
+    assert (best[truth == "type 3"] == "type 3").mean() > 0.95
+    assert (best == truth).mean() > 0.97

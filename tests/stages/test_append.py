@@ -167,6 +167,19 @@ def test_what_does_not_belong_to_the_run_is_refused(stores: dict[str, Path], old
         append(stores["last"], tmp_path / "nowhere")
 
 
+def test_other_cells_at_the_place_of_a_store_are_refused(
+    stores: dict[str, Path], hasher: Hasher, tmp_path: Path
+) -> None:
+    shutil.copytree(stores["tiny"], tmp_path / "today.zarr")
+    assert encode(tmp_path / "today.zarr", tmp_path / "run", hasher=hasher, settings=SMALL) is not None
+    before = content(tmp_path / "run")
+    shutil.rmtree(tmp_path / "today.zarr")
+    shutil.copytree(stores["more"], tmp_path / "today.zarr")
+    with pytest.raises(InputError, match="has cells of a store of this name already"):
+        append(tmp_path / "today.zarr", tmp_path / "run")
+    assert content(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize("moment", ["prepare", "save_codes", "save_part", "write_tokens", "publish"])
 def test_killed_in_the_middle_the_old_run_stands(
     stores: dict[str, Path], hasher: Hasher, old: Run, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch

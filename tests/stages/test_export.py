@@ -8,13 +8,16 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 
-from hashstream.errors import SettingsError
+from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.run import Run
+from hashstream.stages import export as stage
 from hashstream.stages.annotate import annotate
 from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode
 from hashstream.stages.export import export
+from hashstream.stages.report import report
 from tests.synthetic import make_adata
 
 KINDS = {
@@ -110,3 +113,91 @@ def test_results_that_a_run_has_no_more_go_from_the_atlas(tmp_path: Path) -> Non
     out = anndata.read_zarr(tmp_path / "own.zarr")
     assert list(out.obs) == [*adata.obs, "bucket"]
     assert (out.X != adata.X).nnz == 0
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_columns_of_an_earlier_export_leave_nothing_behind(tmp_path: Path) -> None:
+    """Not even arrays that no list of columns names any more."""
+    adata = source(tmp_path / "in.h5ad")
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+        adata.write_zarr(tmp_path / "own.zarr")
+    before = sorted(path.name for path in (tmp_path / "own.zarr" / "obs").iterdir())
+    run = encode(tmp_path / "own.zarr", tmp_path / "run")
+    assert run is not None
+    cluster(run, n_clusters=4)
+    export(run.path, tmp_path / "own.zarr")
+    assert (tmp_path / "own.zarr" / "obs" / "cluster").is_dir()
+    run = encode(tmp_path / "own.zarr", tmp_path / "run", force=True)
+    assert run is not None
+    export(run, tmp_path / "own.zarr")
+    assert sorted(path.name for path in (tmp_path / "own.zarr" / "obs").iterdir()) == sorted([*before, "bucket"])
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("target", ["own.zarr", "new.zarr", "new.h5ad"])
+def test_no_column_of_the_user_is_replaced(tmp_path: Path, target: str) -> None:
+    adata = source(tmp_path / "in.h5ad")
+    adata.obs["bucket"], adata.obs["hashstream_bucket"] = "mine", "mine, too"
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+        adata.write_zarr(tmp_path / "own.zarr")
+    run = encode(tmp_path / "own.zarr", tmp_path / "run")
+    assert run is not None
+    out = exported(run, tmp_path / target)
+    assert set(out.obs["bucket"]) == {"mine"}
+    assert set(out.obs["hashstream_bucket"]) == {"mine, too"}
+    assert out.obs["hashstream_hashstream_bucket"].nunique() == run.n_buckets
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:Writing zarr v2")
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("last", ["obsm", "obs"])
+def test_the_atlas_can_be_read_wherever_an_export_ends(
+    tmp_path: Path, zarr_format: int, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adata = source(tmp_path / "in.h5ad")
+    with anndata.settings.override(zarr_write_format=zarr_format, auto_shard_zarr_v3=zarr_format == 3):
+        adata.write_zarr(tmp_path / "own.zarr")
+    run = encode(tmp_path / "own.zarr", tmp_path / "run")
+    assert run is not None
+    for n_clusters in (2, 12):
+        cluster(run.path, n_clusters=n_clusters)
+        if n_clusters == 2:
+            export(run.path, tmp_path / "own.zarr")
+            assert zarr.open_group(tmp_path / "own.zarr", mode="r").metadata.consolidated_metadata is not None
+    real = stage.publish
+
+    def killed(partial: Path, target: Path) -> None:
+        real(partial, target)
+        if target.name == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export(run.path, tmp_path / "own.zarr")
+    out = anndata.read_zarr(tmp_path / "own.zarr")
+    assert out.obs["cluster"].nunique() == (2 if last == "obsm" else 12)
+    assert out.obs["text"].tolist() == adata.obs["text"].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("kind", ["new.h5ad", "own.zarr", "page.html"])
+def test_a_run_that_changes_meanwhile_is_noticed(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = source(tmp_path / "in.h5ad")
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+        adata.write_zarr(tmp_path / "own.zarr")
+    run = encode(tmp_path / "own.zarr", tmp_path / "run")
+    assert run is not None
+    cluster(run, n_clusters=2)
+    real = Run.iter_cells
+
+    def iter_cells(self: Run, columns: list[str]) -> object:
+        monkeypatch.undo()
+        cluster(run.path, n_clusters=5)
+        return real(self, columns)
+
+    monkeypatch.setattr(Run, "iter_cells", iter_cells)
+    write = report if kind == "page.html" else export
+    with pytest.raises(InputError, match="another command has changed the run meanwhile"):
+        write(run.path, target=tmp_path / kind)
+    assert (tmp_path / kind).exists() == (kind == "own.zarr")
+    assert list(anndata.read_zarr(tmp_path / "own.zarr").obs) == list(adata.obs)

@@ -176,6 +176,16 @@ def test_genes_of_few_cells_and_of_one_value() -> None:
         stage.compare_genes(1, np.stack([faint]), n, np.stack([none]))
 
 
+@pytest.mark.parametrize("n", [3, 50, 4001])
+def test_genes_that_vary_on_neither_side_have_no_score_however_their_values_are_rounded(n: int) -> None:
+    values, scale = np.log1p(np.linspace(0.001, 3000, 500)), GROUP_SUM_SCALE
+    units = np.stack([np.rint(values * scale), np.rint(values**2 * scale), np.ones(500)], axis=1).astype(np.int64)
+    for rest in (units, np.roll(units, 1, axis=0), np.zeros_like(units)):
+        found = stage.compare_genes(n, n * units, 2 * n, 2 * n * rest)
+        assert (found.score == 0).all()
+        assert (found.p_value == 1).all()
+
+
 def test_what_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
     run, target = folder / "run", tmp_path / "t.parquet"
     with pytest.raises(SettingsError, match=r"name that ends in \.parquet or \.csv"):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from hashstream.buckets import landmark_rows
+from hashstream.buckets import Landmarks, landmark_rows
 from hashstream.cli import cli
 from hashstream.downstream.trajectory import (
     diffusion_coordinates,
@@ -179,7 +179,7 @@ def test_unknown_is_no_group(small: Path, tmp_path: Path) -> None:
         name: (labels == name).sum() for name in ("stem", "left", "right")
     }
     assert not np.isnan(times_of(tmp_path / "run")).any()
-    with pytest.raises(SettingsError, match="the group has no cells"):
+    with pytest.raises(SettingsError, match="its cells are in no group"):
         trajectory(tmp_path / "run", root="unknown")
 
 
@@ -200,6 +200,24 @@ def test_cells_that_are_no_landmarks_follow_their_buckets(large: Path, monkeypat
     monkeypatch.setattr(stage, "available_threads", lambda: 1)
     trajectory(large, root_cell=first, by="branch")
     np.testing.assert_array_equal(times_of(large), times)
+
+
+def test_landmarks_have_their_own_times_and_other_cells_the_mean_of_those_nearest_to_their_bucket(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(small)
+    few = Landmarks(*(values[::2] for values in run.landmarks()))
+    monkeypatch.setattr(Run, "landmarks", lambda self: few)
+    root = int(few.rows[obs_of(small)["time"].to_numpy()[few.rows].argmin()])
+    trajectory(run, root_cell=root, by="branch")
+    times = times_of(small)
+    assert times[root] == 0
+    assert times[few.rows].max() == 1
+    others = np.setdiff1d(np.arange(run.n_cells), few.rows)
+    means = run.tokens().means[np.concatenate(list(run.cell_buckets()))[others]]
+    distances = np.linalg.norm(means[:, None, :50].astype(np.float64) - few.embedding[:, :50], axis=2)
+    expected = times[few.rows][np.argsort(distances, axis=1)[:, :15]].mean(axis=1)
+    np.testing.assert_allclose(times[others], expected, rtol=1e-5)
 
 
 def test_a_root_without_landmarks_is_found_by_its_buckets(large: Path) -> None:
@@ -300,6 +318,14 @@ def test_the_command(small: Path, tmp_path: Path) -> None:
 
 
 # What the stage is made of.
+
+
+def test_a_mean_is_of_more_than_half_or_none() -> None:
+    none = np.nan
+    rows = np.array([[1, 2, 3, 6], [none, 2, 3, 7], [none, none, 3, 7], [none, 5, none, none], [none] * 4])
+    np.testing.assert_array_equal(stage._mean_reached(rows.astype(np.float32)), [3, 4, none, none, none])
+    odd = np.array([[none, 4, 6], [none, none, 6]], np.float32)
+    np.testing.assert_array_equal(stage._mean_reached(odd), [5, none])
 
 
 def ring(n: int, k: int = 4) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -17,6 +17,7 @@ from hashstream.atlas.ingest._rows import FAULTS, first_fault
 from hashstream.atlas.ingest._source import Matrix, Source, not_counts, reading
 from hashstream.atlas.layout import check_lengths, stated_shape
 from hashstream.atlas.missing import check_chunks
+from hashstream.atlas.open import names_of
 from hashstream.errors import InputError
 
 FALLBACKS = ("layers/counts", "raw/X")
@@ -37,7 +38,7 @@ def _choose(path: Path, root: Any, layer: str | None) -> tuple[str, list[str]]:
     there += [f"layers/{name}" for name in root["layers"]] if "layers" in root else []
     there += ["raw/X"] if "raw/X" in root else []
     if layer is not None:
-        wanted = layer if layer == "X" else "raw/X" if layer == "raw" else f"layers/{layer}"
+        (wanted,) = names_of(layer)
         if wanted not in there:
             raise InputError(f"{path}: has no {wanted}; it has {', '.join(there) or 'no matrix'}")
         return wanted, []

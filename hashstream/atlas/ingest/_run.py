@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from hashstream.atlas._checks import check_ending
+from hashstream.atlas._checks import check_ending, check_new_column
 from hashstream.atlas._roots import check_different
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.ingest._csv import CsvMatrix
@@ -25,6 +25,7 @@ from hashstream.atlas.ingest._source import Budget, Source, UnsortedRowsError, n
 from hashstream.atlas.ingest._tables import join_obs, join_var, match_genes, name_genes
 from hashstream.atlas.write import AtlasWriter, is_resumable
 from hashstream.errors import BudgetError, InputError, SettingsError
+from hashstream.locations import resolved
 from hashstream.runtime.budget import MIB, PROCESS_BYTES
 from hashstream.runtime.files import partial_path
 
@@ -97,8 +98,10 @@ def ingest(
     if genes not in ("intersection", "union"):
         raise SettingsError(f'genes must be "intersection" or "union", not {genes!r}')
     for path in paths:
-        if path.resolve() == Path(target).resolve():
+        if resolved(path) == resolved(Path(target)):
             raise SettingsError(f"{path} is source and target; choose another target")
+    if batch_key is not None:
+        check_new_column(batch_key, "--batch-key")
     check_different(paths)
     check_ending(Path(target))
     mark = _fingerprint(paths, [layer, genes, batch_key, transpose, make_unique])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable
 from itertools import chain, count
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hashstream.atlas.genes import LOOK_AT_NAMES, folded_alike
 from hashstream.atlas.ingest._source import Source
 from hashstream.atlas.values import as_text, united_categories
 from hashstream.errors import InputError
@@ -104,14 +103,8 @@ def _left_out(sources: list[Source], kept: list[pd.Index], n_shared: int) -> lis
 
 def _why_few(sources: list[Source], kept: list[pd.Index], n_shared: int) -> str:
     """What may be done about names of which few are the same."""
-    folds: dict[str, Callable[[str], str]] = {
-        "case": str.upper,
-        "a version behind a dot": lambda name: re.sub(r"\.\d+$", "", name),
-    }
-    for what, fold in folds.items():
-        n_folded = len(set.intersection(*({fold(str(name)) for name in names} for names in kept)))
-        if n_folded > 2 * n_shared:
-            return f"{n_folded:,} would be the same but for {what}: write the names of all sources alike"
+    if (alike := folded_alike(kept, n_shared)) is not None:
+        return alike
     for source in sources:
         for column in source.var.select_dtypes(exclude="number"):
             there = pd.Index(source.var[column].astype(str).unique())
@@ -122,7 +115,7 @@ def _why_few(sources: list[Source], kept: list[pd.Index], n_shared: int) -> str:
                         f"{n_there:,} names of {other.path} are in var[{column!r}] of {source.path}: make that the "
                         f"names of its genes (adata.var_names = adata.var[{column!r}])"
                     )
-    return "look whether names differ by case or version, or are ids in some sources and symbols in others"
+    return LOOK_AT_NAMES
 
 
 def join_var(sources: list[Source], names: pd.Index) -> tuple[pd.DataFrame, list[str]]:

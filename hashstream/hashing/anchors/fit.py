@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from hashstream.annotate.anchors import Anchors
 from hashstream.atlas import Atlas
 from hashstream.atlas.draw import draw_labelled
+from hashstream.atlas.sample import few_shared_genes
 from hashstream.errors import SettingsError
 from hashstream.hashing.anchors.batches import Streamed
 from hashstream.hashing.anchors.cells import Cells, LabelledCells, Standardised
@@ -97,6 +98,8 @@ def fit_anchors(
     # Cells without counts are not drawn: only now is it known whether enough are left of each type.
     drawn = classes.labels[rows]
     classes = classes.least(np.bincount(drawn[drawn >= 0], minlength=len(classes.names)), settings.min_cells)
+    if (few := few_shared_genes(atlas, len(sample.gene_names))) is not None:
+        progress.note(few)
     _say(classes, settings, progress)
     options = {"n_genes": settings.n_genes, "target_sum": settings.target_sum}
     if batches is None:
