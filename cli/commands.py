@@ -165,6 +165,8 @@ def cluster(
     # What a YAML file says for other calls gives way to what was asked for.
     if options.asked("resolution") and not options.asked("n_clusters"):
         n_clusters = "auto"
+        if method in ("ward", "kmeans") and not options.asked("method"):
+            method = "auto"
     number, named = options.asked("n_clusters") and n_clusters != "auto", options.asked("method")
     if not options.asked("resolution") and (number or (named and method in ("ward", "kmeans"))):
         resolution = None

@@ -11,9 +11,11 @@ from hashstream.hashing import Hasher
 from hashstream.locations import locate
 from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.database_schema import META as DATABASE_META
+from hashstream.runtime.files import partial_path
 from hashstream.runtime.record import META
 from hashstream.runtime.run import Run
 from hashstream.stages.reference import describe_reference
+from hashstream.stages.workdir import PLAN
 
 #: Of a hasher's provenance, what is too long to read.
 _LONG = ("component_deviation", "history")
@@ -31,7 +33,14 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if isinstance(path, str):
         return _inspect_atlas(path)
     if not path.exists():
+        begun = partial_path(path)
+        if (begun / PLAN).is_file():
+            raise InputError(
+                f"{path}: not finished yet; {begun} is a run in the making (`hashstream encode --resume`)."
+            )
         raise InputError(f"{path}: no such file or folder; expected an atlas, a hasher or a run.")
+    if (path / PLAN).is_file():
+        raise InputError(f"{path}: a run in the making; finish it with `hashstream encode --resume`.")
     if (path / META).is_file():
         return _inspect_run(Run.open(path))
     if (path / DATABASE_META).is_file():

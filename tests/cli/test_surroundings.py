@@ -11,12 +11,13 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from click.testing import Result
 
 import hashstream as hs
-from hashstream.errors import InputError, SettingsError
+from hashstream.errors import BudgetError, InputError, SettingsError
 from hashstream.runtime.files import new_file, own_name
 from hashstream.runtime.run import BUCKETS, Run
 from hashstream.stages.encode_plan import EncodeSettings, dry_run
@@ -104,6 +105,38 @@ def test_large_chunks_of_a_dense_matrix_are_in_the_projection(tmp_path: Path) ->
         group.create_array("X", data=counts, chunks=(rows, 1_000), attributes=attributes)
     small, large = (dry_run(tmp_path / name)["projected_parts"]["decoding"] for name in ("small", "large"))
     assert large == 20 * small >= 2 * counts.nbytes
+
+
+def test_a_dense_matrix_in_one_chunk_takes_memory_to_ingest(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "dense.zarr")
+    shape = (8_000, 10_000)
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+        anndata.io.write_elem(group, "/", anndata.AnnData(obs=pd.DataFrame(index=[f"c{i}" for i in range(shape[0])])))
+        anndata.io.write_elem(group, "var", pd.DataFrame(index=[f"g{i}" for i in range(shape[1])]))
+    attributes = {"encoding-type": "array", "encoding-version": "0.2.0"}
+    if "X" in group:
+        del group["X"]
+    counts = group.create_array("X", shape=shape, chunks=shape, dtype="uint8", attributes=attributes)
+    counts[:10, :10] = 1
+    with pytest.raises(BudgetError, match="stored in chunks of 76 MiB.* MiB more with --max-memory"):
+        hs.pp.ingest(tmp_path / "dense.zarr", tmp_path / "out.zarr", max_memory=_least_to_ingest(tmp_path))
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def _least_to_ingest(folder: Path) -> int:
+    """A little more than the tables and libraries take, by what the refusal of too little says."""
+    with pytest.raises(BudgetError) as error:
+        hs.pp.ingest(folder / "dense.zarr", folder / "out.zarr", max_memory="1MiB")
+    return (int(str(error.value).partition("allow at least ")[2].split()[0].replace(",", "")) + 60) << 20
+
+
+def test_an_unfinished_run_is_known(hashstream: Cli, run: Path, tmp_path: Path) -> None:
+    arguments = ("encode", run.parent / "atlas.h5ad", "-o", tmp_path / "new", "--hasher", run / "hasher")
+    assert hashstream(*arguments, "--partition", "1/2").exit_code == 0
+    for path in (tmp_path / "new", tmp_path / "new.partial"):
+        result = hashstream("inspect", path)
+        assert result.exit_code == 1
+        assert "a run in the making" in result.stderr
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ from hashstream.atlas.ingest._source import Budget, native, reading
 from hashstream.atlas.ingest._spill import RowBuckets
 from hashstream.atlas.layout import check_sparse_arrays
 from hashstream.atlas.missing import check_chunks, check_dense_chunks, check_pointer_chunks
-from hashstream.errors import InputError
+from hashstream.errors import BudgetError, InputError
+from hashstream.runtime.budget import MIB
 
 PEEK = 100_000
 POINTER_WINDOW = 2**20
@@ -154,6 +156,14 @@ class DenseMatrix:
     def rows(self, start: int, budget: Budget) -> Iterator[CsrChunk]:
         itemsize = self._array.dtype.itemsize
         chunk_cells, chunk_genes = self._chunks()
+        # A chunk is decoded whole, from its bytes, beside two blocks of eight that there is room for.
+        chunk_bytes = itemsize * math.prod(getattr(self._array, "chunks", None) or (1,))
+        missing = -(-8 * chunk_bytes // 3) - budget.room_bytes
+        if missing > 0:
+            raise BudgetError(
+                f"{self.where}: stored in chunks of {chunk_bytes / MIB:,.0f} MiB, each of which is decoded whole; "
+                f"allow {-(-missing // MIB):,} MiB more with --max-memory"
+            )
         fitting = budget.block_bytes // (max(4, itemsize) * self._n_genes)
         if fitting < chunk_cells and fitting < self._n_rows:
             yield from self._through_spill(start, budget, chunk_cells, chunk_genes)

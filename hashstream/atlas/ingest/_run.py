@@ -115,7 +115,11 @@ def ingest(
         names, maps, gene_notes = match_genes(inputs, genes)
         var, var_notes = join_var(inputs, names)
         obs, obs_notes = join_obs(inputs, batch_key)
-        budget = Budget(_block_bytes(max_memory_bytes, held_before), partial_path(Path(target)) / "spill")
+        budget = Budget(
+            _block_bytes(max_memory_bytes, held_before),
+            partial_path(Path(target)) / "spill",
+            max_memory_bytes - _taken_bytes(held_before),
+        )
         while True:
             with AtlasWriter(
                 target, n_genes=len(names), overwrite=overwrite, resume=resume, fingerprint=mark
@@ -223,13 +227,18 @@ def _clean(source: Source, chunk: CsrChunk, first: int, gene_map: NDArray[np.int
     return CsrChunk(first + chunk.start, indptr, indices[:nnz], counts[:nnz], n_genes)
 
 
-def _block_bytes(max_memory_bytes: int, held_before: int) -> int:
-    """Memory of a block, after what the process, the libraries and the tables have taken.
+def _taken_bytes(held_before: int) -> int:
+    """Memory that the process, the libraries and the tables have taken.
 
     Of what the process held before the call, no more than a fresh process's share counts (see `PROCESS_BYTES`).
     """
     added = max(0, psutil.Process().memory_info().rss - held_before)
-    taken = min(held_before, PROCESS_BYTES) + added + WRITER_BYTES + LIBRARY_BYTES
+    return min(held_before, PROCESS_BYTES) + added + WRITER_BYTES + LIBRARY_BYTES
+
+
+def _block_bytes(max_memory_bytes: int, held_before: int) -> int:
+    """Memory of a block."""
+    taken = _taken_bytes(held_before)
     least = taken + BLOCKS_HELD * MIN_BLOCK_BYTES
     if max_memory_bytes < least:
         raise BudgetError(

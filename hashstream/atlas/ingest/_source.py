@@ -26,10 +26,13 @@ class Budget:
         Size of a block as read; a reader holds about four blocks in all.
     folder : path
         Where it may spill.
+    room_bytes : int
+        What blocks and the chunks that they are decoded from may take in all.
     """
 
     block_bytes: int
     folder: Path
+    room_bytes: int = 1 << 40
 
 
 class Matrix(Protocol):
