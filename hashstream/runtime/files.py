@@ -6,6 +6,7 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ from hashstream.locations import resolved
 
 #: Files one of which the folder of a zarr store has.
 ZARR_SIGNS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
+_ABANDONED_S = 600.0
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5)
 
 
@@ -119,15 +121,26 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 def _left_by_the_dead(target: Path) -> list[Path]:
-    """What processes of this host that were killed have left beside a file."""
+    """What processes of this host that were killed have left beside a file; none that was written to just now.
+
+    Containers may have the name of their host, but not its processes.
+    """
     import psutil
 
-    found = []
+    found, now = [], time.time()
     for path in target.parent.glob(f"{glob.escape(target.name)}.{glob.escape(socket.gethostname())}-*.partial"):
         number = path.name.removesuffix(".partial").rpartition("-")[2]
-        if number.isdecimal() and not psutil.pid_exists(int(number)):
+        if number.isdecimal() and not psutil.pid_exists(int(number)) and now - _changed(path) > _ABANDONED_S:
             found.append(path)
     return found
+
+
+def _changed(path: Path) -> float:
+    """When a file was last written to; of one that is gone: just now."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def remove(path: Path) -> None:

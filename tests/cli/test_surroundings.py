@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,12 +148,15 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
         tmp_path / name
         for name in (f"m.csv.{host}-{os.getppid()}.partial", f"other.csv.{host}-1.partial", "m.csv.elsewhere-1.partial")
     ]
-    for path in (dead, *others):
+    just_now = tmp_path / f"m.csv.{host}-{int(gone.stdout) + (1 << 22)}.partial"
+    for path in (dead, just_now, *others):
         path.touch()
+        os.utime(path, (time.time() - 3600,) * 2)
+    just_now.touch()
     with new_file(tmp_path / "m.csv") as aside:
         aside.write_text("new")
     assert not dead.exists()
-    assert all(path.exists() for path in others)
+    assert all(path.exists() for path in (just_now, *others))
     assert (tmp_path / "m.csv").read_text() == "new"
 
 
