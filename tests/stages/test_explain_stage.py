@@ -139,6 +139,14 @@ def test_cell_bucket_and_sample(encoded: Path, tmp_path: Path, anchors: AnchorSi
     assert (result["explained"], result["cells"], result["label"]) == ("cell", 1, types[17])
     expected = attributions(layers, z[17:18], anchors.of(types[17]), method="integrated").values[0]
     np.testing.assert_allclose(table.set_index("gene")["value"].loc[hasher.gene_names], expected, atol=1e-12)
+    other = "type 0" if types[17] != "type 0" else "type 1"
+    result, table = run_explain(encoded, tmp_path / "against.csv", cell=17, against=other)
+    assert (result["explained"], result["label"], result["against"]) == ("cell", types[17], other)
+    direction = anchors.of(types[17]) - anchors.of(other)
+    expected = attributions(layers, z[17:18], direction, method="integrated").values[0]
+    np.testing.assert_allclose(table.set_index("gene")["value"].loc[hasher.gene_names], expected, atol=1e-12)
+    with pytest.raises(SettingsError, match=f"nearest anchor of the cell is that of '{types[17]}', which is --against"):
+        run_explain(encoded, tmp_path / "same.csv", cell=17, against=types[17])
     buckets = np.concatenate(list(Run.open(encoded / "run").cell_buckets()))
     largest = int(np.bincount(buckets).argmax())
     result, table = run_explain(encoded, tmp_path / "bucket.csv", bucket=largest, label="type 0")
@@ -178,7 +186,7 @@ def test_a_confusion(encoded: Path, tmp_path: Path, anchors: AnchorSigns) -> Non
 def test_what_cannot_be_explained(encoded: Path, tmp_path: Path) -> None:
     for options, message in (
         ({}, "name it with --label"),
-        ({"against": "type 1", "cell": 3}, "name it with --label"),
+        ({"against": "type 1"}, "name it with --label"),
         ({"cell": 3, "bucket": 4}, "exclude each other"),
         ({"label": "type 1", "against": "type 1"}, "name two types"),
         ({"label": "type 1", "cells": 0}, "--cells is 0"),
