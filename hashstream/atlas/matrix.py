@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hashstream.atlas._dense import row_decoding_bytes
 from hashstream.atlas._slices import Buffers, Slice, SlicedArray, chunk_elements
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.layout import check_counts_dtype, check_sparse_arrays, stated_shape
@@ -21,7 +22,6 @@ from hashstream.errors import HashStreamError, InputError
 
 MAX_CHUNK_ROWS = 1 << 16
 _MOST_POINTERS = 1 << 19  # that are kept beyond those asked for
-_DENSE_CHUNKS = 8  # of a dense matrix that zarr decodes at a time
 
 
 class RowMatrix(Protocol):
@@ -45,9 +45,8 @@ class RowMatrix(Protocol):
     def chunk_edges(self, start: int, stop: int, max_bytes: int) -> list[int]:
         """Rows at which to cut rows `start` to `stop` so that each piece takes at most about `max_bytes`."""
 
-    @property
-    def decoding_bytes(self) -> int:
-        """Bytes that each thread takes beside the chunk that it reads."""
+    def decoding_bytes(self, n_threads: int) -> int:
+        """Bytes that some threads take beside the chunks that they read."""
 
     def rows_to_read(self, start: int, stop: int, after: RowsToRead | None = None) -> RowsToRead:
         """Rows `start` to `stop`, to be read later and by any thread.
@@ -206,9 +205,8 @@ class CsrMatrix:
         low, high = start // chunk * chunk, min(-(-(stop + 1) // chunk) * chunk - 1, self.shape[0])
         return (low, high) if high - low <= max(_MOST_POINTERS, stop - start) else (start, stop)
 
-    @property
-    def decoding_bytes(self) -> int:
-        return max(array.decoding_bytes for array in self._sliced)
+    def decoding_bytes(self, n_threads: int) -> int:
+        return n_threads * max(array.decoding_bytes for array in self._sliced)
 
     def rows_to_read(self, start: int, stop: int, after: RowsToRead | None = None) -> CsrRows:
         return CsrRows(self, self._sliced, start, stop, after if isinstance(after, CsrRows) else None)
@@ -278,14 +276,8 @@ class DenseMatrix:
     def sort_rows(self) -> None:
         pass  # they always are
 
-    @property
-    def decoding_bytes(self) -> int:
-        """Stored chunks, as they are and decoded, that are handled at a time. Slabs are in `max_row_bytes`."""
-        if self._array.chunks is None:
-            return 0
-        rows, genes = self._array.chunks
-        at_a_time = min(-(-self.shape[1] // genes), _DENSE_CHUNKS) if hasattr(self._array, "metadata") else 1
-        return int(2 * at_a_time * rows * genes * self.dtype.itemsize)
+    def decoding_bytes(self, n_threads: int) -> int:
+        return row_decoding_bytes(self._array, n_threads)  # slabs are in `max_row_bytes`
 
     def rows_to_read(self, start: int, stop: int, after: RowsToRead | None = None) -> DenseRows:
         return DenseRows(self, start, stop)

@@ -196,7 +196,7 @@ def project_encode(
     }
     on_gpu = settings.device == "cuda"
     threads = reader_threads() if on_gpu else settings.threads
-    fixed["decoding"] = (threads + 1) * max(store.matrix.decoding_bytes for store in atlas.stores)
+    fixed["decoding"] = max(store.matrix.decoding_bytes(threads + 1) for store in atlas.stores)
     if distributed:
         fixed["dask.distributed"] = DISTRIBUTED_BYTES
     if on_gpu:

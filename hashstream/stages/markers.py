@@ -285,7 +285,7 @@ def _affordable(atlas: Atlas, n_groups: int, n_genes: int, settings: MarkersSett
                 "groups": 8 * atlas.n_cells,
                 "sums": n_threads * n_groups * n_genes * _SUM_BYTES,
                 "tests": n_genes * _TEST_BYTES,
-                "decoding": (n_threads + 1) * max(store.matrix.decoding_bytes for store in atlas.stores),
+                "decoding": max(store.matrix.decoding_bytes(n_threads + 1) for store in atlas.stores),
                 "network": max(store.network_bytes for store in atlas.stores),
             },
             chunk_copies=n_threads + AHEAD,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,8 +105,25 @@ def test_large_chunks_of_a_dense_matrix_are_in_the_projection(tmp_path: Path) ->
         attributes = dict(group["X"].attrs)
         del group["X"]
         group.create_array("X", data=counts, chunks=(rows, 1_000), attributes=attributes)
-    small, large = (dry_run(tmp_path / name)["projected_parts"]["decoding"] for name in ("small", "large"))
-    assert large == 20 * small >= 2 * counts.nbytes
+    attributes = {"encoding-type": "array", "encoding-version": "0.2.0"}
+    for name, chunks, compression in (
+        ("whole", None, None),
+        ("plain", counts.shape, None),
+        ("gz", counts.shape, "gzip"),
+    ):
+        anndata.AnnData(counts).write_h5ad(tmp_path / f"{name}.h5ad")
+        with h5py.File(tmp_path / f"{name}.h5ad", "r+") as file:
+            del file["X"]
+            file.create_dataset("X", data=counts, chunks=chunks, compression=compression).attrs.update(attributes)
+
+    def decoding(name: str, threads: int = 2) -> int:
+        parts = dry_run(tmp_path / name, settings=EncodeSettings(threads=threads))["projected_parts"]
+        return int(parts["decoding"])
+
+    assert decoding("large") == 20 * decoding("small") == 3 * 2 * counts.nbytes
+    # HDF5 decodes one chunk at a time, and reads rows of what is not compressed.
+    assert counts.nbytes < decoding("gz.h5ad") == decoding("gz.h5ad", threads=8) < 2 * counts.nbytes
+    assert decoding("whole.h5ad") == decoding("plain.h5ad") == 0
 
 
 def test_a_dense_matrix_in_one_chunk_takes_memory_to_ingest(tmp_path: Path) -> None:
@@ -119,7 +137,7 @@ def test_a_dense_matrix_in_one_chunk_takes_memory_to_ingest(tmp_path: Path) -> N
         del group["X"]
     counts = group.create_array("X", shape=shape, chunks=shape, dtype="uint8", attributes=attributes)
     counts[:10, :10] = 1
-    with pytest.raises(BudgetError, match="stored in chunks of 76 MiB.* MiB more with --max-memory"):
+    with pytest.raises(BudgetError, match="each of which takes 153 MiB to decode; allow .* MiB more with --max-memory"):
         hs.pp.ingest(tmp_path / "dense.zarr", tmp_path / "out.zarr", max_memory=_least_to_ingest(tmp_path))
     assert not (tmp_path / "out.zarr").exists()
 
@@ -158,6 +176,23 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     assert not dead.exists()
     assert all(path.exists() for path in (just_now, *others))
     assert (tmp_path / "m.csv").read_text() == "new"
+
+
+def test_a_method_of_the_yaml_gives_way_to_a_resolution(hashstream: Cli, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("cluster: {n-clusters: 5, method: ward}\n")
+    arguments = ("--json", "--config", tmp_path / "c.yaml", "cluster", run)
+    assert json.loads(hashstream(*arguments).stdout)["method"] == "ward"
+    assert json.loads(hashstream(*arguments, "--resolution", 1.5).stdout)["method"] == "leiden"
+    result = hashstream(*arguments, "--resolution", 1.5, "--method", "ward")
+    assert result.exit_code == 2
+    assert "resolution" in result.stderr
+
+
+def test_dots_are_coloured_by_numbers(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    hs.tl.markers(run, target=tmp_path / "m.csv", settings=hs.tl.MarkersSettings(by="cell_type"))
+    with pytest.raises(InputError, match="the column 'group' holds no numbers"):
+        hs.pl.markers(tmp_path / "m.csv", color="group")
 
 
 def test_a_root_may_be_a_number(run: Path) -> None:

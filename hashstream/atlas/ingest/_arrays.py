@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashstream.atlas._dense import chunk_bytes
 from hashstream.atlas._slices import SlicedArray
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.ingest._rows import rows_from_dense
@@ -156,13 +156,13 @@ class DenseMatrix:
     def rows(self, start: int, budget: Budget) -> Iterator[CsrChunk]:
         itemsize = self._array.dtype.itemsize
         chunk_cells, chunk_genes = self._chunks()
-        # A chunk is decoded whole, from its bytes, beside two blocks of eight that there is room for.
-        chunk_bytes = itemsize * math.prod(getattr(self._array, "chunks", None) or (1,))
-        missing = -(-8 * chunk_bytes // 3) - budget.room_bytes
+        # A chunk is decoded beside two of the eight blocks that there is room for.
+        of_chunk = chunk_bytes(self._array)
+        missing = -(-4 * of_chunk // 3) - budget.room_bytes
         if missing > 0:
             raise BudgetError(
-                f"{self.where}: stored in chunks of {chunk_bytes / MIB:,.0f} MiB, each of which is decoded whole; "
-                f"allow {-(-missing // MIB):,} MiB more with --max-memory"
+                f"{self.where}: it is stored in chunks each of which takes {of_chunk / MIB:,.0f} MiB to decode; allow "
+                f"{-(-missing // MIB):,} MiB more with --max-memory"
             )
         fitting = budget.block_bytes // (max(4, itemsize) * self._n_genes)
         if fitting < chunk_cells and fitting < self._n_rows:
