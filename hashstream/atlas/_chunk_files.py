@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
-from zarr.core.metadata.v3 import RegularChunkGrid
 from zarr.storage import LocalStore
 
 from hashstream.atlas._shards import FULL, crc32c
@@ -99,15 +98,16 @@ def _layout_v2(array: Any) -> Layout | None:
 
 
 def _layout_v3(array: Any) -> Layout | None:
-    if not isinstance(array.metadata.chunk_grid, RegularChunkGrid):
+    grid = array.metadata.to_dict()["chunk_grid"]
+    if grid["name"] != "regular":
         return None
-    (n_elements,), codecs, shard_chunks = array.metadata.chunk_grid.chunk_shape, array.metadata.codecs, None
+    (n_elements,), codecs, shard_chunks = grid["configuration"]["chunk_shape"], array.metadata.codecs, None
     if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
         sharding = codecs[0]
         first, *others = sharding.index_codecs
         if not _is_little(first) or [type(codec) for codec in others] != [Crc32cCodec]:
             return None
-        if sharding.index_location.value != "end":
+        if _word(sharding.index_location) != "end":
             return None
         shard_chunks = n_elements // sharding.chunk_shape[0]
         if shard_chunks > _MOST_SHARD_CHUNKS:
@@ -121,7 +121,14 @@ def _layout_v3(array: Any) -> Layout | None:
 
 def _is_little(codec: Any) -> bool:
     """Whether elements are stored as they are in memory."""
-    return isinstance(codec, BytesCodec) and (codec.endian is None or codec.endian.value == "little")
+    if not isinstance(codec, BytesCodec):
+        return False
+    return codec.endian is None or _word(codec.endian) == "little"
+
+
+def _word(option: Any) -> str:
+    """An option of a codec, which zarr before 3.2 has as an enum."""
+    return str(getattr(option, "value", option))
 
 
 class _ZarrFiles:

@@ -73,20 +73,19 @@ def _read_plain(node: Any) -> Any:
 
 def text_blocks(node: Any, block: int) -> Iterator[NDArray[np.object_]]:
     """Names as strings, some at a time; those that are no plain array of strings are read as a whole."""
-    plain = is_plain_text(node)
-    source = plain_text(node) if plain else np.asarray(read_element(node))
-    chunks = getattr(node, "chunks", None)
-    if plain and chunks:  # none is decoded twice
-        block = -(-block // chunks[0]) * chunks[0]
-    for start in range(0, node.shape[0] if plain else len(source), block):
+    plain = text_array(node)
+    source = np.asarray(read_element(node)) if plain is None else as_strings(plain)
+    if plain is not None and plain.chunks:  # none is decoded twice
+        block = -(-block // plain.chunks[0]) * plain.chunks[0]
+    for start in range(0, len(source) if plain is None else plain.shape[0], block):
         yield np.array([str(name) for name in source[start : start + block]], dtype=object)
 
 
 def read_plain_text(node: Any) -> NDArray[np.object_] | None:
     """Names, or categories that are names, as strings; None for anything else. A cell of no category is "nan"."""
-    kind = _kind(node)
-    if is_plain_text(node):
-        return np.asarray(_strings(node), dtype=object)
+    plain, kind = text_array(node), _kind(node)
+    if plain is not None:
+        return np.asarray(_strings(plain), dtype=object)
     if kind == ("categorical", "0.2.0"):
         codes, categories = _read_plain(node["codes"]), read_plain_text(node["categories"])
         if codes is None or categories is None or codes.dtype.kind not in "iu":
@@ -97,22 +96,27 @@ def read_plain_text(node: Any) -> NDArray[np.object_] | None:
     return None
 
 
-def is_plain_text(node: Any) -> bool:
-    """Whether a node is a one-dimensional array of strings."""
-    return len(getattr(node, "shape", ())) == 1 and _kind(node) == ("string-array", "0.2.0")
+def text_array(node: Any) -> Any:
+    """The one-dimensional array of strings that a node is, or holds where none of them is missing; else None.
+
+    AnnData 0.13 writes names with a mask of those that are missing.
+    """
+    if _kind(node) == ("nullable-string-array", "0.1.0") and not np.any(node["mask"][()]):
+        node = node["values"]
+    return node if len(getattr(node, "shape", ())) == 1 and _kind(node) == ("string-array", "0.2.0") else None
 
 
-def plain_text(node: Any) -> Any:
-    """Such a node as what gives strings where it is sliced."""
-    return node.asstr() if hasattr(node, "asstr") else node
+def as_strings(array: Any) -> Any:
+    """Such an array as what gives strings where it is sliced."""
+    return array.asstr() if hasattr(array, "asstr") else array
 
 
 def _kind(node: Any) -> tuple[Any, Any]:
     return attribute(node, "encoding-type"), attribute(node, "encoding-version")
 
 
-def _strings(node: Any) -> NDArray[Any]:
-    return node.asstr()[()] if hasattr(node, "asstr") else node[()]
+def _strings(array: Any) -> NDArray[Any]:
+    return as_strings(array)[()]  # type: ignore[no-any-return]
 
 
 def attribute(node: Any, key: str) -> Any:

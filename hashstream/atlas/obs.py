@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.atlas._elements import is_plain_text, plain_text, read_element, text_blocks
+from hashstream.atlas._elements import as_strings, read_element, text_array, text_blocks
 from hashstream.atlas._roots import Paths, open_roots, opening
 from hashstream.atlas.layout import check_lengths
 from hashstream.atlas.values import as_text, united_categories
@@ -113,14 +113,20 @@ class ObsStore:
         if not hasattr(node, "keys"):
             return None
         index = dict(node.attrs).get("_index", "_index")
-        names: Any = node[index] if isinstance(index, str) and index in node else None
-        if not is_plain_text(names) or (names.chunks or (1,))[0] > _MOST_NAMES_A_CHUNK:
+        if not isinstance(index, str) or index not in node:
             return None
+
+        def some(names: Any) -> list[str] | None:
+            array = text_array(names)
+            if array is None or (array.chunks or (1,))[0] > _MOST_NAMES_A_CHUNK:
+                return None
+            return [str(name) for name in as_strings(array)[start:stop]]
+
         try:
-            some = self._read(f"obs/{index}", self.n_cells, lambda n: plain_text(n)[start:stop])
+            found: list[str] | None = self._read(f"obs/{index}", self.n_cells, some)
         except InputError:  # whoever needs them says so
             return None
-        return [str(name) for name in some]
+        return found
 
     def _node(self, name: str) -> Any:
         with opening(self.path):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hashstream.atlas import Atlas, ObsStore, joined_column, plan_ranges, stream_chunks
 from hashstream.atlas._checks import check_column_names
 from hashstream.atlas._frames import encoding, plain_values, write_names
+from hashstream.atlas.obs import stated_rows
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.exchange import publish
@@ -321,7 +322,7 @@ def _into_existing(run: Run, target: Path, before: dict[str, Any], *, force: boo
         root = zarr.open_group(target, mode="r+", use_consolidated=False)
         obs: Any = root["obs"]
         order = [str(name) for name in dict(obs.attrs)["column-order"]]
-        n_rows = obs[dict(obs.attrs)["_index"]].shape[0]
+        n_rows = stated_rows(obs)
     except Exception as error:
         raise InputError(
             f"{target}: not an AnnData zarr store that can be written to ({type(error).__name__}: {error})."

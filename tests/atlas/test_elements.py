@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import zarr
 from anndata.io import read_elem, write_elem
 
 from hashstream.atlas import ObsStore, names_digests, open_obs
-from hashstream.atlas._elements import _read_plain, read_element
+from hashstream.atlas._elements import _read_plain, read_element, text_blocks
 from hashstream.atlas.genes import gene_columns, read_gene_columns
+from tests.synthetic import mask_names
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -31,6 +33,13 @@ PLAIN = pd.DataFrame(
     },
     index=[f"c{i}" for i in range(4)],
 )
+
+
+@pytest.fixture(autouse=True)
+def plain_names() -> Iterator[None]:
+    """AnnData 0.13 writes names with a mask otherwise."""
+    with anndata.settings.override(allow_write_nullable_strings=False):
+        yield
 
 
 @pytest.fixture(params=["zarr", "h5ad"])
@@ -107,6 +116,24 @@ def test_categories_that_are_not_there_are_left_to_pandas(root: Any) -> None:
     assert read_gene_columns(root["var"]) is None
 
 
+def test_names_with_a_mask_are_names_where_none_is_missing(root: Any) -> None:
+    write_elem(root, "var", GENES)
+    expected = read_gene_columns(root["var"])
+    assert expected is not None
+    mask_names(root, "var/_index", "var/name")
+    found = read_gene_columns(root["var"])
+    assert found is not None
+    assert as_strings(found) == as_strings(expected) == as_strings(gene_columns(read_elem(root["var"])))
+    mask_names(root, "var/type/categories")
+    assert read_gene_columns(root["var"]).keys() == expected.keys()
+    blocks = [*text_blocks(root["var/_index"], 3)]
+    assert [len(block) for block in blocks] in ([3, 1], [4])
+    assert np.concatenate(blocks).tolist() == expected["var_names"].tolist()
+    root["var/name/mask"][1] = True
+    assert read_gene_columns(root["var"]) is None
+    assert np.concatenate([*text_blocks(root["var/name"], 3)]).tolist()[2:] == ["z", "µ"]
+
+
 def test_other_elements_are_left_to_anndata(root: Any) -> None:
     table = PLAIN[["depth"]].assign(missing=pd.array([1, None, 3, 4], dtype="Int64"))
     write_elem(root, "obs", table)
@@ -133,18 +160,22 @@ def test_digests_of_names_follow_the_cells_not_the_stores(tmp_path: Path) -> Non
     """However stores are cut or put together; what is looked at of larger ones, too."""
     names = np.array([f"c{i}" for i in range(70_000)], dtype=object)
 
-    def stores(*cuts: int) -> list[ObsStore]:
+    def stores(*cuts: int, masked: bool = False) -> list[ObsStore]:
         paths = []
         for low, high in pairwise([0, *cuts, len(names)]):
             paths.append(tmp_path / f"{low}-{high}.h5ad")
             anndata.AnnData(obs=pd.DataFrame(index=names[low:high])).write_h5ad(paths[-1])
+            if masked:
+                with h5py.File(paths[-1], "r+") as file:
+                    mask_names(file, "obs/_index")
         return open_obs(paths)
 
     whole = names_digests(stores(), [300, 69_700])
     assert len(set(whole)) == 2
     assert None not in whole
-    for cuts in ((300,), (1, 299, 301), (40_000, 69_999)):
-        assert names_digests(stores(*cuts), [300, 69_700]) == whole
+    for cuts in ((), (300,), (1, 299, 301), (40_000, 69_999)):
+        for masked in (False, True):
+            assert names_digests(stores(*cuts, masked=masked), [300, 69_700]) == whole
     names[[0, 1]] = names[[1, 0]]
     first, rest = names_digests(stores(1), [300, 69_700])
     assert first != whole[0]

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import anndata as ad
 import h5py
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from tests.atlas.ingest_sources import (
     write_tenx,
     write_zarr,
 )
+from tests.synthetic import mask_names
 
 
 def dense_zarr(tmp_path: Path, version: int, chunks: tuple[int, int], x: np.ndarray) -> Path:
@@ -75,10 +77,19 @@ def test_chunks_of_zeros_of_a_dense_matrix_need_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_a_lost_chunk_of_names(tmp_path: Path, version: int) -> None:
-    write_zarr(table(), tmp_path / "a.zarr", version)
-    (tmp_path / "a.zarr" / "obs" / "_index" / ("c/0" if version == 3 else "0")).unlink()
-    with pytest.raises(InputError, match="obs/_index: 1 of 1 chunks are missing"):
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_lost_chunk_of_names(tmp_path: Path, version: int, masked: bool) -> None:
+    with ad.settings.override(allow_write_nullable_strings=False):
+        write_zarr(table(), tmp_path / "a.zarr", version)
+    names = tmp_path / "a.zarr" / "obs" / "_index"
+    if masked:
+        mask_names(zarr.open_group(tmp_path / "a.zarr", mode="r+", use_consolidated=False), "obs/_index")
+        for metadata in ("zarr.json", ".zmetadata"):  # lists what was there
+            (tmp_path / "a.zarr" / metadata).unlink(missing_ok=True)
+        zarr.open_group(tmp_path / "a.zarr", mode="a", zarr_format=version)  # type: ignore[arg-type]
+        names /= "values"
+    (names / ("c/0" if version == 3 else "0")).unlink()
+    with pytest.raises(InputError, match="obs/_index(/values)?: 1 of 1 chunks are missing"):
         ingest(tmp_path / "a.zarr", tmp_path / "out.zarr", max_memory_bytes=BIG)
 
 

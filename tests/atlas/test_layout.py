@@ -11,6 +11,7 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+from anndata.io import read_elem
 
 from hashstream.atlas import open_atlas
 from hashstream.atlas.ingest import ingest
@@ -77,9 +78,9 @@ def test_metadata_that_make_no_sense(small_h5ad: Path, tmp_path: Path, file: str
 
 def test_cells_of_another_number(small_h5ad: Path, tmp_path: Path) -> None:
     def fewer(file: h5py.File) -> None:
-        names = file["obs/_index"][:-1]
+        kept = len(read_elem(file["obs/_index"])) - 1
         del file["obs/_index"]
-        file["obs/_index"] = names
+        file["obs/_index"] = [f"c{i}" for i in range(kept)]
 
     path = damage.edit(small_h5ad, tmp_path / "fewer.h5ad", fewer)
     with pytest.raises(InputError, match=r"fewer.h5ad: obs lists 599 cells but X has 600 rows"):
@@ -91,7 +92,7 @@ def test_cells_of_another_number(small_h5ad: Path, tmp_path: Path) -> None:
 def test_an_array_that_states_more_chunks_than_memory_holds(name: str, tmp_path: Path) -> None:
     """Their names are not listed, nor is the array read; by `ingest` as by `open_atlas`."""
     path = tmp_path / "store.zarr"
-    with anndata.settings.override(zarr_write_format=3):
+    with anndata.settings.override(zarr_write_format=3, allow_write_nullable_strings=False):
         make_adata(n_cells=20, n_genes=30).write_zarr(path)
     root = json.loads((path / "zarr.json").read_text())
     del root["consolidated_metadata"]  # which would be read instead of what each array states
@@ -102,5 +103,6 @@ def test_an_array_that_states_more_chunks_than_memory_holds(name: str, tmp_path:
     content["chunk_grid"]["configuration"]["chunk_shape"] = [1]
     metadata.write_text(json.dumps(content))
     for read in (lambda: ingest([path], tmp_path / "atlas.zarr"), lambda: open_atlas(path).fingerprint()):
-        with pytest.raises(InputError, match="1,099,511,627,776|1099511627776"):
+        # Newer zarr refuses so many in its own words.
+        with pytest.raises(InputError, match=r"1,099,511,627,776|1099511627776|store.zarr: .*Chunk edge length 1"):
             read()

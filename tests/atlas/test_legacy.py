@@ -97,14 +97,15 @@ def write_07(adata: ad.AnnData, path: Path) -> Path:
             table, made = getattr(adata, name), file.create_group(name)
             made.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.1.0", "_index": "index"})
             made.attrs["column-order"] = list(table.columns)
-            made["index"] = list(table.index)
+            made["index"] = [*map(str, table.index)]
             for column, values in table.items():
                 if not isinstance(values.dtype, pd.CategoricalDtype):
-                    made[column] = list(values) if values.dtype == object else values.to_numpy()
+                    made[column] = values.to_numpy() if values.dtype.kind in "biuf" else [*map(str, values)]
                     continue
                 made[column] = values.cat.codes.to_numpy()
                 categories = values.cat.categories
-                made[f"__categories/{column}"] = list(categories) if categories.dtype == object else categories
+                numbers = categories.dtype.kind in "biuf"
+                made[f"__categories/{column}"] = categories if numbers else [*map(str, categories)]
                 made[f"__categories/{column}"].attrs["ordered"] = False
                 made[column].attrs["categories"] = made[f"__categories/{column}"].ref
     return path

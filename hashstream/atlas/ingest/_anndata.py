@@ -88,7 +88,10 @@ def _table(path: Path, root: Any, name: str, n_rows: int) -> tuple[pd.DataFrame,
         check_lengths(root[name], n_rows, f"{path}: {name}")
         names = dict(root[name].attrs).get("_index")
         if isinstance(names, str) and names in root[name]:
-            check_chunks(f"{path}: {name}/{names}", root[name][names])
+            stored = root[name][names]
+            if hasattr(stored, "keys") and "values" in stored:  # with a mask of those that are missing
+                names, stored = f"{names}/values", stored["values"]
+            check_chunks(f"{path}: {name}/{names}", stored)
         table = read_element(root[name])
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"{path}: {name} is not a table; expected one row a {'cell' if name == 'obs' else 'gene'}")
