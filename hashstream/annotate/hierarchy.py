@@ -26,9 +26,9 @@ class HierarchicalLabels:
     labels : (n,) int32
         Number of a name; -1 where not even a root is sure.
     levels : (n,) int32
-        Steps up from the classes: 0 for a class of its own, -1 where there is no label.
+        Most steps up from a class below the label: 0 for a class of its own, -1 where there is no label.
     confidence : (n,) float64
-        Probability of the label: the sum over all classes below it. Without a label, that of the best root.
+        Probability of the label: the sum over all classes at and below it. Without a label, that of the best root.
     """
 
     names: tuple[str, ...]
@@ -47,7 +47,8 @@ def hierarchical_labels(
 ) -> HierarchicalLabels:
     """The most probable class where it is sure enough, else the most probable parent that is, and so on to the roots.
 
-    At each level a class stands for itself if it has no parent any more, so that a branch may end early.
+    A parent comes after all that is below it, however uneven the branches are: until then, those below stand for
+    themselves.
 
     Parameters
     ----------
@@ -85,19 +86,26 @@ def hierarchical_labels(
         )
     number = {name: i for i, name in enumerate(names)}
     needed = _thresholds(names, threshold, thresholds or {})
-    n = len(probabilities)
-    labels, levels = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
-    confidence = np.zeros(n)
-    for level in range(max(map(len, paths))):
-        groups = np.array([number[path[min(level, len(path) - 1)]] for path in paths])
-        total = np.zeros((n, len(names)))
-        np.add.at(total.T, groups, probabilities.T)
-        best = total.argmax(axis=1)
-        reached = total[np.arange(n), best]
+    height = np.zeros(len(names), np.int64)
+    below = np.zeros((len(classes), len(names)))
+    for i, path in enumerate(paths):
+        for steps, name in enumerate(path):
+            height[number[name]] = max(height[number[name]], steps)
+            below[i, number[name]] = 1
+    total = probabilities @ below
+    rows = np.arange(len(probabilities))
+    labels, levels = np.full(len(rows), -1, np.int32), np.full(len(rows), -1, np.int32)
+    confidence = np.zeros(len(rows))
+    for level in range(int(height.max()) + 1):
+        # Each class stands for its furthest ancestor that is no higher, or for itself alone.
+        stand = np.array([number[[n for n in path if height[number[n]] <= level or n == path[0]][-1]] for path in paths])
+        reached_by = np.where(height[stand] <= level, total[:, stand], probabilities)
+        first = reached_by.argmax(axis=1)
+        best, reached = stand[first], reached_by[rows, first]
         undecided = labels < 0
-        confidence[undecided] = reached[undecided]
         sure = undecided & (reached >= needed[best])
         labels[sure], levels[sure] = best[sure], level
+        confidence[undecided] = np.where(sure, total[rows, best], reached)[undecided]
     return HierarchicalLabels(names, labels, levels, confidence)
 
 

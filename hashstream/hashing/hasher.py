@@ -21,7 +21,7 @@ from hashstream.runtime.files import read_tensors, write_tensors
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TENSORS = "hasher.safetensors"
 HASHER_META = "hasher.json"
 HASHER_FILES = (HASHER_META, _TENSORS)
@@ -114,7 +114,8 @@ class Hasher:
         """SHA-256 of everything that decides a code; provenance is not part of it."""
         digest = hashlib.sha256()
         digest.update(json.dumps(self._constants(), sort_keys=True).encode())
-        digest.update("\n".join(map(str, self.gene_names)).encode())
+        ids = None if self.gene_ids is None else [*map(str, self.gene_ids)]
+        digest.update(json.dumps([[*map(str, self.gene_names)], ids]).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(f"{name}{tensor.dtype}{tensor.shape}".encode())
             digest.update(np.ascontiguousarray(tensor).tobytes())

@@ -58,7 +58,7 @@ CLUSTER_CONFIDENCE = Column(
 )
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 LABEL_MAJORITY = Column("label_majority", _NAMES, "label of most cells of the cell's cluster, or 'unknown'")
-LABEL_LEVEL = Column("label_level", pa.int32(), "steps up the label hierarchy: 0 a type, 1 its parent; -1 'unknown'")
+LABEL_LEVEL = Column("label_level", pa.int32(), "steps up the label hierarchy: 0 a type, 1 a parent of types; -1 'unknown'")
 LABELS = (
     Column("label", _NAMES, "label of the cell, or 'unknown'"),
     Column("label_confidence", pa.float32(), "share of the votes for the label, or its probability by anchors, 0 to 1"),

@@ -52,6 +52,24 @@ def test_a_class_may_be_a_parent() -> None:
     assert (found.names, found.labels.tolist(), found.levels.tolist()) == (("CD4", "T"), [1], [1])
 
 
+def test_branches_of_uneven_depth() -> None:
+    """A parent has the probability of all that is below it, near or far, and is tried before its own parent."""
+    parents = {"naive CD4": "CD4", "CD4": "T", "CD8": "T", "T": "lymphocyte", "B": "lymphocyte"}
+    found = hierarchical_labels(np.array([[0.3, 0.3, 0.4], [0.3, 0.1, 0.6]]), ["naive CD4", "CD8", "B"], parents)
+    assert [found.names[i] for i in found.labels] == ["T", "B"]
+    assert found.levels.tolist() == [2, 0]
+    assert np.allclose(found.confidence, [0.6, 0.6])
+
+
+def test_a_class_that_is_a_parent_has_what_is_below_it() -> None:
+    parents = {"CD4": "T", "CD8": "T", "T": "lymphocyte", "other": "lymphocyte"}
+    probabilities = np.array([[0.35, 0.25, 0.2, 0.2], [0.55, 0.15, 0.1, 0.2], [0.1, 0.6, 0.1, 0.2]])
+    found = hierarchical_labels(probabilities, ["T", "CD4", "CD8", "other"], parents)
+    assert [found.names[i] for i in found.labels] == ["T", "T", "CD4"]
+    assert found.levels.tolist() == [1, 0, 0]
+    assert np.allclose(found.confidence, [0.8, 0.8, 0.6])
+
+
 def test_no_hierarchy_is_the_threshold_alone() -> None:
     found = hierarchical_labels(np.array([[0.4, 0.3], [0.2, 0.8]]), ["a", "b"], {})
     assert found.labels.tolist() == [-1, 1]

@@ -21,7 +21,7 @@ N, G = 60, 25
 
 def counts(n: int = N, g: int = G, seed: int = 0, high: int = 400) -> sp.csr_matrix:
     rng = np.random.default_rng(seed)
-    x = sp.random(n, g, 0.3, format="csr", rng=rng)
+    x = sp.csr_matrix(rng.random((n, g)) < 0.3, dtype=np.float32)
     x.data = rng.integers(1, high, x.nnz).astype(np.float32)
     x.sort_indices()
     return x

@@ -31,7 +31,7 @@ from hashstream.runtime.files import partial_path
 
 def counts(n_cells: int, n_genes: int, high: int = 200, seed: int = 0, density: float = 0.2) -> sp.csr_matrix:
     rng = np.random.default_rng(seed)
-    x = sp.random(n_cells, n_genes, density, format="csr", rng=rng)
+    x = sp.csr_matrix(rng.random((n_cells, n_genes)) < density, dtype=np.float64)
     x.data = rng.integers(1, high + 1, x.nnz)
     x.sort_indices()
     return x

@@ -47,6 +47,18 @@ def test_tampering_is_noticed(hasher: Hasher, tmp_path: Path) -> None:
         Hasher.load(tmp_path / "h")
 
 
+def test_ids_by_which_genes_are_found_are_part_of_the_fingerprint(hasher: Hasher, tmp_path: Path) -> None:
+    ids = np.array([f"ENSG{i}" for i in range(hasher.n_genes)], dtype=object)
+    one, two = replace(hasher, gene_ids=ids), replace(hasher, gene_ids=ids[::-1])
+    assert len({h.fingerprint() for h in (hasher, one, two)}) == 3
+    one.save(tmp_path / "h")
+    meta = json.loads((tmp_path / "h" / "hasher.json").read_text())
+    meta["gene_ids"] = meta["gene_ids"][::-1]
+    (tmp_path / "h" / "hasher.json").write_text(json.dumps(meta))
+    with pytest.raises(InputError, match="fingerprint"):
+        Hasher.load(tmp_path / "h")
+
+
 def test_files_are_as_readable_as_others_are(hasher: Hasher, tmp_path: Path) -> None:
     hasher.save(tmp_path / "h")
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "h").iterdir()}
