@@ -309,6 +309,7 @@ def encode(
             layer=layer,
             distributed=bool(cluster),
             moment_match=moment_match,
+            sample_cells=sample,
         )
         session.show(plan if session.json else encode_plan.describe_plan(plan))
         return

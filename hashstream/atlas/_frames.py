@@ -1,8 +1,9 @@
-"""Arrays and tables of an AnnData zarr v3 store, as anndata 0.12 lays them out."""
+"""Arrays and tables of an AnnData zarr v3 store, as AnnData lays them out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import anndata
@@ -38,6 +39,17 @@ def create_array(
         fill_value=0,
         attributes=encoding("array", "0.2.0"),
     )
+
+
+@contextmanager
+def in_shards() -> Iterator[None]:
+    """Have AnnData write arrays of zarr format 3 in shards meanwhile, as it does by itself from 0.13 on."""
+    if anndata.settings.auto_shard_zarr_v3:
+        yield
+        return
+    # One inside the other: neither has a value for a moment that the other does not go with.
+    with anndata.settings.override(zarr_write_format=3), anndata.settings.override(auto_shard_zarr_v3=True):
+        yield
 
 
 def encoding(kind: str, version: str) -> dict[str, Any]:

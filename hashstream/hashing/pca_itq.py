@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from hashstream.runtime.memory import trim
 
 _GROUP_BLOCKS = 4
 _ITQ_CELLS = 20_000
+_SCORED_CELLS = 8_192  # at a time
 _SHALLOW = 64 / 2_000  # share of the chosen genes that a cell has, below which dispersions are no guide
 _EXACT_WORK = 10**11  # cells x genes x genes up to which the covariance is made whole
 T = TypeVar("T")
@@ -126,11 +127,9 @@ def _fit(
     n_wanted = min(n_wanted, limit)
     if covariance_fits(groups.n_cells, groups.n_genes, n_wanted):
         components, centre = _principal_components(groups, n_wanted)
-        scores = np.concatenate(list(groups.map(lambda z: (z - centre) @ components)))
+        some, deviation = _some_scores(groups.map(lambda z: (z - centre) @ components), groups.n_cells)
     else:
-        components, centre, scores = _sparse_components(groups, n_wanted, seed, threads)
-    # Rotations of a few dimensions need no more than these cells, taken evenly from the sample.
-    some = scores[:: -(-len(scores) // _ITQ_CELLS)]
+        components, centre, some, deviation = _sparse_components(groups, n_wanted, seed, threads)
     rotation = nested_itq(some, nested_groups(settings.n_bits), rng=np.random.default_rng(seed))
     return Hasher(
         gene_names=sample.gene_names,
@@ -148,7 +147,7 @@ def _fit(
             "method": "pca-itq",
             "seed": seed,
             "sample_cells": sample.n_cells,
-            "component_deviation": [round(float(s), 6) for s in scores.std(axis=0)],
+            "component_deviation": [round(float(s), 6) for s in deviation],
             **asdict(settings),
             "genes_by": genes_by,
             "values_per_cell": round(sum(len(block.indices) for block in sample.blocks) / sample.n_cells, 2),
@@ -273,6 +272,23 @@ class _NormalisedGroups:
         return z
 
 
+def _some_scores(
+    pieces: Iterable[NDArray[np.float64]], n_cells: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of cells taken evenly, (n, n_components), and the standard deviation of all cells' (n_components,).
+
+    Rotations of a few dimensions need no more than these cells, so that those of all are never held.
+    """
+    step = -(-n_cells // _ITQ_CELLS)
+    kept, n_met, total, square = [], 0, np.zeros(1), np.zeros(1)
+    for piece in pieces:
+        kept.append(piece[-n_met % step :: step].copy())
+        total = total + piece.sum(axis=0)
+        square = square + np.square(piece).sum(axis=0)
+        n_met += len(piece)
+    return np.concatenate(kept), np.sqrt(np.maximum(square / n_cells - (total / n_cells) ** 2, 0.0))
+
+
 def _principal_components(
     groups: _NormalisedGroups, n_components: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -300,8 +316,8 @@ def _principal_components(
 
 def _sparse_components(
     groups: _NormalisedGroups, n_components: int, seed: int, threads: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """As `_principal_components`, and the scores (n_cells, n_components), without the covariance."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """As `_principal_components`, without the covariance, and `_some_scores`."""
     rows, of_zero, mean = groups.sparse()
     n_genes, n_cells = groups.n_genes, groups.n_cells
 
@@ -312,6 +328,14 @@ def _sparse_components(
         return product
 
     components = krylov_components(times, n_genes, n_components, rng=np.random.default_rng(seed))
-    scores = rows_times(*rows, components, n_threads=threads)
-    scores -= mean @ components
-    return components, of_zero + mean, scores
+
+    def scores(first: int) -> NDArray[np.float64]:
+        indptr, indices, values = rows
+        pointers = indptr[first : first + _SCORED_CELLS + 1]
+        part = slice(int(pointers[0]), int(pointers[-1]))
+        found = rows_times(pointers - pointers[0], indices[part], values[part], components, n_threads=threads)
+        found -= mean @ components
+        return found
+
+    some, deviation = _some_scores(map(scores, range(0, n_cells, _SCORED_CELLS)), n_cells)
+    return components, of_zero + mean, some, deviation

@@ -233,7 +233,12 @@ def _encode(
     if hasher is not None and not isinstance(hasher, Hasher):
         hasher = Hasher.load(hasher)
     projection = project_encode(
-        atlas, settings, hasher or fitting.settings, distributed=bool(cluster), sampled=moment_match
+        atlas,
+        settings,
+        hasher or fitting.settings,
+        distributed=bool(cluster),
+        sampled=moment_match,
+        sample_cells=fitting.sample_cells,
     )
     chunk_bytes = chunk_bytes_of(projection, settings)
     if moment_match:

@@ -28,9 +28,11 @@ DEFAULT_CHECKPOINT_SECONDS = 15.0
 _CUDA_BYTES = 400 * MIB
 #: A chunk is large enough there for all that the device does at once.
 _GPU_CHUNK_BYTES = 32 * MIB
-#: What a dimension of a token takes on its way to the disk: sums of both halves and of all, and their parquet form.
 _MOST_PARTITION_ROWS = 1 << 31
+#: What a dimension of a token takes on its way to the disk: sums of both halves and of all, and their parquet form.
 _WRITTEN_BYTES = 48
+#: What a sampled cell takes beside its counts: its total, row and pointers, some of them twice.
+_SAMPLED_CELL_BYTES = 64
 #: What a process of dask.distributed holds beyond one of HashStream alone.
 DISTRIBUTED_BYTES = 48 * MIB
 
@@ -127,6 +129,7 @@ def dry_run(
     layer: str | None = None,
     distributed: bool = False,
     moment_match: bool = False,
+    sample_cells: int = DEFAULT_SAMPLE_CELLS,
 ) -> dict[str, Any]:
     """What `encode` would do: partitions, chunks, bytes to read and to write, projected memory. Nothing is written.
 
@@ -142,7 +145,9 @@ def dry_run(
     if hasher is not None and not isinstance(hasher, Hasher):
         hasher = Hasher.load(hasher)
     made_by = hasher or fit_settings or PcaItqSettings()
-    projection = project_encode(atlas, settings, made_by, distributed=distributed, sampled=moment_match)
+    projection = project_encode(
+        atlas, settings, made_by, distributed=distributed, sampled=moment_match, sample_cells=sample_cells
+    )
     n_bits, n_dims, _ = shape_of(made_by)
     chunk_bytes = chunk_bytes_of(projection, settings)
     stored = [store.matrix.nnz for store in atlas.stores]
@@ -174,6 +179,7 @@ def project_encode(
     *,
     distributed: bool = False,
     sampled: bool = False,
+    sample_cells: int = DEFAULT_SAMPLE_CELLS,
 ) -> Projection:
     """The memory model of `encode`.
 
@@ -182,7 +188,8 @@ def project_encode(
     one that opened the atlas decode with, and chunks: one with each thread, what the kernels made of as many and of the
     `AHEAD` that wait, taken for no larger than the chunks, and of two more that are being counted; of an atlas on the
     network, the bytes of one on their way too. On a GPU threads only read, and pinned copies come to it. With settings
-    instead of a Hasher, one is fitted first; with `sampled`, a sample is drawn that a given Hasher is matched to.
+    instead of a Hasher, one is fitted first; with `sampled`, a sample is drawn that a given Hasher is matched to; of
+    `sample_cells` cells either.
     """
     n_bits, n_dims, n_genes = shape_of(hasher)
     n_words = (n_bits + 63) // 64
@@ -211,8 +218,10 @@ def project_encode(
         # but of a panel of genes more.
         kept = min(max(0.5, 2 * n_genes / min(store.n_genes for store in atlas.stores)), 1.0)
         value = max(s.matrix.dtype.itemsize for s in atlas.stores) + 2
-        components = components_bytes(min(atlas.n_cells, DEFAULT_SAMPLE_CELLS), n_genes, n_dims)
+        n_sampled = min(atlas.n_cells, sample_cells)
+        components = components_bytes(n_sampled, n_genes, n_dims)
         fit = max(sample_nnz * value * 1.25, sample_nnz * (value + 6) * kept + components + 100 * MIB)
+        fit += n_sampled * _SAMPLED_CELL_BYTES
         fixed["fit"] = max(0, int(fit) - fixed["buckets"] - fixed["codes"])
     return Projection(
         fixed=fixed,

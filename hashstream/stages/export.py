@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, ObsStore, joined_column, plan_ranges, stream_chunks
 from hashstream.atlas._checks import check_column_names
-from hashstream.atlas._frames import encoding, plain_values, write_names
+from hashstream.atlas._frames import encoding, in_shards, plain_values, write_names
 from hashstream.atlas.obs import stated_rows
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
@@ -169,7 +169,7 @@ def _write_new(run: Run, stores: Sequence[ObsStore], counts: Atlas | None, parti
             check_column_names(f"{store.path}: obs", store.obs_columns())
         check_column_names(f"{stores[0].path}: var", var.columns)
     with _new_store(partial, suffix) as (root, check):
-        with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+        with in_shards():
             skeleton = anndata.AnnData(var=var)
             skeleton.uns["hashstream"] = {"run": str(run.path), "hasher": run.meta["hasher"]["fingerprint"]}
             write_elem(root, "/", skeleton)
@@ -314,7 +314,6 @@ def _append(array: Any, values: NDArray[Any]) -> None:
 
 
 def _into_existing(run: Run, target: Path, before: dict[str, Any], *, force: bool) -> dict[str, Any]:
-    import anndata
     import zarr
 
     use_fastest_pipeline()
@@ -343,7 +342,7 @@ def _into_existing(run: Run, target: Path, before: dict[str, Any], *, force: boo
         for name in stale:
             if name in made["obs"]:
                 del made["obs"][name]
-        with anndata.settings.override(zarr_write_format=root.metadata.zarr_format, auto_shard_zarr_v3=True):
+        with in_shards():
             _write_results(made, run, names, [name for name in order if name not in stale])
         _write_obsm(made, run)
         made["obs"].attrs[_OWN_COLUMNS] = sorted(names.values())

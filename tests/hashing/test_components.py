@@ -171,6 +171,15 @@ def test_components_of_a_panel_take_little_beside_its_values() -> None:
     assert peak_bytes(lambda: pca_itq._sparse_components(groups, 8, 0, 1)) < 11 * values
 
 
+def test_scores_of_some_cells_and_the_deviation_of_all() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(50_001, 3)) + [0, 1, 2]
+    cuts = np.sort(rng.choice(50_001, 9, replace=False))
+    some, deviation = pca_itq._some_scores(np.split(scores, cuts), 50_001)
+    assert np.array_equal(some, scores[::3])
+    np.testing.assert_allclose(deviation, scores.std(axis=0), rtol=1e-9)
+
+
 def test_the_mean_of_sparse_values_is_that_of_the_dense_ones() -> None:
     groups = pca_itq._NormalisedGroups(dense_sample(700, 50), PcaItqSettings(n_bits=8), 1)
     (indptr, genes, values), of_zero, mean = groups.sparse()
