@@ -15,6 +15,7 @@ from hashstream.atlas.chunk import CsrChunk
 from hashstream.errors import InputError
 
 MAX_SHARD_ELEMENTS = 2**27  # times 8 bytes is 1 GB, the largest shard
+MOST_INT32 = 2**31 - 1
 
 
 class CsrFiles:
@@ -29,7 +30,7 @@ class CsrFiles:
     shard_chunks : int
         Chunks of a shard, at most.
     dtype, index_dtype : dtype
-        Of the values to begin with, and of the column indices.
+        Of the values and the column indices to begin with.
     threads : int
         Compressing threads.
     state : dict, optional
@@ -130,17 +131,40 @@ class CsrFiles:
             )
         if WIDENING.index(needed) <= WIDENING.index(self.dtype.name):
             return None
-        self._drain()
         self.dtype = new
         self._data_buffer = self._data_buffer.astype(new)
-        self._data.close()
-        wide = ShardFiles(self._folder / f"data.{new.name}", self.shard_chunks)
-        for block in self._data.blocks():
-            values = decompressed(block, old)
-            wide.add(self._pool.submit(compressed, values.astype(new)).result())
-        wide.sync()
-        narrow, self._data = self._data, wide
+        narrow, self._data = self._data, self._rewritten(self._data, "data", old, new)
         return narrow.folder
+
+    def widen_indices(self, nnz: int) -> Path | None:
+        """As `widen_for`, of the column indices, which are of one type with row pointers up to `nnz`.
+
+        SciPy and AnnData keep the two types that they read. Where these differ, or the indices are of a type that does
+        not hold a row pointer, slices fail, or are wrong.
+        """
+        if nnz <= MOST_INT32 or self.index_dtype == np.int64:
+            return None
+        old, new = self.index_dtype, np.dtype(np.int64)
+        self.index_dtype = new
+        self._index_buffer = self._index_buffer.astype(new)
+        narrow, self._indices = self._indices, self._rewritten(self._indices, "indices", old, new)
+        return narrow.folder
+
+    def _rewritten(self, files: ShardFiles, name: str, old: np.dtype[Any], new: np.dtype[Any]) -> ShardFiles:
+        """What is written, in a wider type and beside it."""
+        self._drain()
+        files.close()
+        wide = ShardFiles(self._folder / f"{name}.{new.name}", self.shard_chunks)
+
+        def rewrite(block: bytes) -> bytes:
+            return compressed(decompressed(block, old).astype(new))
+
+        for block in files.blocks():
+            self._in_flight.append((wide, self._pool.submit(rewrite, block)))
+            self._drain(self._max_in_flight)
+        self._drain()
+        wide.sync()
+        return wide
 
     def sync(self) -> None:
         """Make what is flushed durable."""
@@ -163,10 +187,12 @@ class CsrFiles:
         self._pool.shutdown()
 
     def settle(self) -> None:
-        """Give a widened array the name of the narrow one."""
-        if self._data.folder.name != "data":
-            (self._data.folder / "c").rename(self._folder / "data" / "c")
-            self._data.folder.rmdir()
+        """Give widened arrays the names of the narrow ones."""
+        for files in (self._data, self._indices):
+            name, _, wide = files.folder.name.partition(".")
+            if wide:
+                (files.folder / "c").rename(self._folder / name / "c")
+                files.folder.rmdir()
 
     def close(self) -> None:
         """Stop where it is."""

@@ -39,7 +39,7 @@ from hashstream.runtime.exchange import publish
 from hashstream.runtime.files import ZARR_SIGNS, check_folder_target, partial_path, remove, write_json
 from hashstream.runtime.folder_lock import FolderLock
 
-STATE_VERSION, STATE_NAME = 2, "state.json"
+STATE_VERSION, STATE_NAME = 3, "state.json"
 SHARD_CHUNKS = 128
 CHECKPOINT_ELEMENTS = 2**24
 
@@ -54,7 +54,8 @@ class AtlasWriter:
     path : path
         The store to make. It is written as ``<path>.partial`` and renamed by `finish`.
     n_genes : int
-        Number of columns. Column indices are stored as uint16 below 65,536 genes, else as int32.
+        Number of columns. Column indices and row pointers are stored as int32, or of more than 2^31 - 1 values as
+        int64: of one signed type, as SciPy has them.
     data_dtype : dtype, optional
         One of uint8, uint16, uint32, float32: the dtype of the stored values when it is known. Without it (and when a
         value does not fit) the narrowest that holds the values is used: what is written already is rewritten wider,
@@ -214,15 +215,16 @@ class AtlasWriter:
             chunk_elements=chunk_elements,
             shard_chunks=self._settings["shard_chunks"],
             dtype=np.dtype(self._settings["data_dtype"] if state is None else state["dtype"]),
-            index_dtype=np.dtype(np.uint16 if self.n_genes < 65_536 else np.int32),
+            index_dtype=np.dtype("int32" if state is None else state["index_dtype"]),
             threads=self._threads,
             state=state,
         )
         return self._files
 
     def _push(self, files: CsrFiles, chunk: CsrChunk) -> None:
-        narrow = files.widen_for(chunk)
-        if narrow is not None:
+        for narrow in (files.widen_for(chunk), files.widen_indices(self.nnz)):
+            if narrow is None:
+                continue
             if self._state_path.exists():
                 self._checkpoint(files)
             shutil.rmtree(narrow)
@@ -245,6 +247,7 @@ class AtlasWriter:
         state = {
             "settings": self._settings,
             "dtype": files.dtype.name,
+            "index_dtype": files.index_dtype.name,
             "chunk_elements": files.chunk_elements,
             "rows_done": rows_done,
             "obs_files": self._obs.files,
@@ -316,7 +319,7 @@ class AtlasWriter:
             create_array(x, name, (self.nnz,), dtype, chunk, shard)
         pointers = self._pointers.mapped()
         block = 2**17  # 1 MB of row pointers
-        indptr = create_array(x, "indptr", pointers.shape, np.dtype(np.int64), (block,), None)
+        indptr = create_array(x, "indptr", pointers.shape, files.index_dtype, (block,), None)
         for start in range(0, len(pointers), block):
             indptr[start : start + block] = pointers[start : start + block]
         write_table(root, "obs", obs, self.n_rows)
