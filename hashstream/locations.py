@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,10 +59,12 @@ def resolved(path: Path) -> Path:
     Raises
     ------
     InputError
-        If links lead round in a circle.
+        If links lead round in a circle, or the working folder is gone.
     """
     try:
         return path.resolve()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: the working folder is not there any more; change to another one.") from error
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: a link that leads back to itself ({error}).") from error
 
@@ -69,7 +72,7 @@ def resolved(path: Path) -> Path:
 def absolute(source: str | Path) -> str:
     """A source as it can be recorded: an absolute path, or the URL."""
     place = locate(source)
-    return place if isinstance(place, str) else str(place.absolute())
+    return place if isinstance(place, str) else os.path.normpath(place.absolute())
 
 
 def is_lost(source: str | Path) -> bool:

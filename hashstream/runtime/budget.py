@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from hashstream.errors import BudgetError, SettingsError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_UNITS |= {"k": _UNITS["kb"], "m": _UNITS["mb"], "g": _UNITS["gb"]}
+_UNITS |= {"tb": 10**12, "tib": 2**40}
+_UNITS |= {"k": _UNITS["kb"], "m": _UNITS["mb"], "g": _UNITS["gb"], "t": _UNITS["tb"]}
 MIB = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ERRNO_AT = ("[errno", "(os error")  # in what Arrow and zarrs say

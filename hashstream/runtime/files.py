@@ -30,12 +30,21 @@ _PAUSES_S = (0.01, 0.05, 0.2, 0.5)
 
 def partial_path(target: Path) -> Path:
     """Where `target` is built before it is renamed."""
+    target = _named(target)
     return target.with_name(target.name + ".partial")
 
 
 def followed(target: Path) -> Path:
-    """A target, or what it leads to if it is a link: that is what is made or replaced."""
-    return resolved(target) if target.is_symlink() else target
+    """A target, or what it leads to if it is a link or has no name of its own: that is what is made or replaced."""
+    return resolved(target) if target.is_symlink() else _named(target)
+
+
+def _named(target: Path) -> Path:
+    """A target with its name: ``.`` and ``..`` have none."""
+    target = resolved(target) if target.name in ("", "..") else target
+    if not target.name:
+        raise SettingsError(f"{target}: the root of the file system is no target; choose another.")
+    return target
 
 
 def own_name() -> str:

@@ -16,7 +16,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from hashstream.runtime.run import CODE_CHUNK_ROWS, CODES, HASHER
 PLAN = "plan.json"
 PARTS = "parts"
 LOCK = "lock"
+PREPARING = "preparing"
 #: The bucket table of the cells that a run has already, where it is appended to.
 BEFORE = "before.npz"
 _PART_NAME = re.compile(r"(\d{6,})(?:-(\d{6,}))?\.npz")
@@ -106,48 +107,17 @@ class WorkDir:
         SettingsError
             If the folder was made with another plan.
         """
-        if join and self.exists():
-            self._check_plan(plan)
-            return
-        if not join:
-            self._clear()
-        # Everything is put in its place by a rename, so that several jobs may do this at once.
-        (self.path / PARTS).mkdir(parents=True, exist_ok=True)
-        mine = self.path / f"making-{own_name()}"
-        hasher.save(mine / HASHER)
-        _create_codes(mine / CODES, plan)
-        if fill is not None:
-            fill(WorkDir(mine))
-        for name in (HASHER, CODES, BEFORE):
-            with suppress(OSError):
-                (mine / name).rename(self.path / name)
-        remove(mine)
-        codes = self.codes()
-        if (
-            Hasher.load(self.path / HASHER).fingerprint() != plan["hasher"]
-            or codes.shape != (plan["n_cells"], hasher.n_words)
-            or codes.shards[0] != plan["partition_rows"]
-        ):
-            raise SettingsError(
-                f"{self.path} holds the beginning of another run, made with another hasher or atlas; remove that "
-                "folder, or choose another -o."
-            )
-        remove(self.path / META)  # of what was finished here before, if anything
-        self._put_plan(plan)
-
-    def _put_plan(self, plan: dict[str, Any]) -> None:
-        """Put the plan in its place, unless another job of the array did so first; then it has to be the same."""
-        mine = self.path / f"plan-{own_name()}.json"
-        write_json(mine, plan)
-        try:
-            os.link(mine, self.path / PLAN)  # unlike a rename, this never takes the place of another's
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without a second name for a file
-            mine.rename(self.path / PLAN)
-        finally:
-            mine.unlink(missing_ok=True)
-        self._check_plan(plan)
+        with self._locked(PREPARING, fcntl.LOCK_EX):  # of several jobs the first does this, and the others wait for it
+            if join and self.exists():
+                self._check_plan(plan)
+                return
+            self._clear()  # without a plan, nobody knows of which run what is there would be
+            (self.path / PARTS).mkdir(parents=True, exist_ok=True)
+            hasher.save(self.path / HASHER)
+            _create_codes(self.path / CODES, plan)
+            if fill is not None:
+                fill(self)
+            write_json(self.path / PLAN, plan)
 
     def refuse_if_begun(self, again: str) -> None:
         """Raise SettingsError if finished partitions are here, which a new beginning would remove.
@@ -168,17 +138,15 @@ class WorkDir:
             )
 
     def _clear(self) -> None:
-        """Empty the folder of whatever an earlier run left, but for the lock that this process holds."""
+        """Empty the folder of whatever an earlier run left, but for the locks that this process holds."""
         if self.path.is_dir():
             for left in self.path.iterdir():
-                if left.name != LOCK:
+                if left.name not in (LOCK, PREPARING):
                     remove(left)
 
     def _check_plan(self, plan: dict[str, Any]) -> None:
-        found, plan = _without_names(self.plan()), _without_names(plan)
-        different = sorted(key for key in found.keys() | plan.keys() if found.get(key) != plan.get(key))
-        if different:
-            details = "; ".join(f"{key}: was {found.get(key)}, is {plan.get(key)}" for key in different)
+        details = "; ".join(_differences(_without_names(self.plan()), _without_names(plan)))
+        if details:
             raise SettingsError(
                 f"{self.path} was begun with another input or other settings ({details}). Continue with the same "
                 f"command, or remove {self.path} to begin anew."
@@ -195,10 +163,15 @@ class WorkDir:
         InputError
             If the file system knows no locks.
         """
+        with self._locked(LOCK, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str, how: int) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("a+") as handle:  # network file systems share what is open for reading only
+        with (self.path / name).open("a+") as handle:  # network file systems share what is open for reading only
             try:
-                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                fcntl.flock(handle, how)
             except OSError as error:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise InputError(
@@ -303,11 +276,10 @@ class WorkDir:
 
         The plan goes first: without it nobody takes what is left for a run that lacks only some parts.
         """
-        for name in (PLAN, PARTS, BEFORE):
+        for name in (PLAN, PARTS, BEFORE, PREPARING):
             remove(self.path / name)
-        for pattern in ("making-*", "codes-*", "plan-*"):
-            for left in self.path.glob(pattern):
-                remove(left)
+        for left in self.path.glob("codes-*"):
+            remove(left)
 
 
 class Part(NamedTuple):
@@ -340,6 +312,22 @@ def _without_names(plan: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(record, dict):
         return plan
     return plan | {"record": {key: value for key, value in record.items() if key != "cell_names"}}
+
+
+def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    """In words, where two plans differ: of lists the first place."""
+    if found == wanted:
+        return
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            yield from _differences(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) != len(wanted):
+        yield f"{where}: {len(found)} were given, {len(wanted)} are now"
+    elif isinstance(found, list) and isinstance(wanted, list):
+        place = next(i for i, pair in enumerate(zip(found, wanted, strict=True)) if pair[0] != pair[1])
+        yield from _differences(found[place], wanted[place], f"{where}[{place}]" if len(found) > 1 else where)
+    else:
+        yield f"{where}: was {found}, is {wanted}"
 
 
 _Rows = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]

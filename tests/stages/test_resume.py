@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import anndata
 import numpy as np
 import pytest
 import zarr
@@ -26,7 +28,7 @@ from hashstream.errors import InputError, PartialRunError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.kernels import encode_rows
 from hashstream.runtime.budget import parse_bytes
-from hashstream.runtime.files import remove
+from hashstream.runtime.files import remove, write_json
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
 from hashstream.stages.encode import encode, finalize
 from hashstream.stages.encode_plan import DISTRIBUTED_BYTES, EncodeSettings, Partition
@@ -313,7 +315,7 @@ def test_resume_refuses_an_input_changed_anywhere(atlas: Path, whole: Run, tmp_p
     # Cell 70,001 lies between the rows that the fingerprint looks at.
     at = 70_001 * 8
     data[at : at + 1] = data[at : at + 1] + 1
-    with pytest.raises(SettingsError, match="input_files: was"):
+    with pytest.raises(SettingsError, match=r"input_files\[2\]: was"):
         encode(copy, target, hasher=whole.path / "hasher", settings=SMALL, resume=True)
 
 
@@ -354,9 +356,26 @@ def test_what_a_run_killed_at_its_start_left_is_not_mixed_in(atlas: Path, whole:
     run = encode(atlas, tmp_path / "again", hasher=whole.path / "hasher", settings=SMALL)
     assert run is not None
     assert content(run.path) == content(whole.path)
-    with pytest.raises(SettingsError, match="the beginning of another run"):
-        encode(atlas, tmp_path / "shared", hasher=whole.path / "hasher", settings=SMALL, partition=Partition(0, 2))
-    assert (tmp_path / "shared.partial" / "hasher").is_dir()
+    encode(atlas, tmp_path / "shared", hasher=whole.path / "hasher", settings=SMALL, partition=Partition(0, 1))
+    assert content(finalize(tmp_path / "shared").path) == content(whole.path)
+
+
+def test_parts_without_a_plan_are_of_no_run(
+    atlas: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`finalize` was killed while it tidied up; jobs on another atlas follow, of as many cells."""
+    arguments: Any = {"hasher": whole.path / "hasher", "settings": SMALL}
+    counts = anndata.read_zarr(atlas)
+    anndata.AnnData(counts.X[::-1].copy(), counts.obs, counts.var).write_h5ad(tmp_path / "other.h5ad")
+    expected = encode(tmp_path / "other.h5ad", tmp_path / "expected", **arguments)
+    encode(atlas, tmp_path / "run", **arguments, partition=Partition(0, 1))
+    work = WorkDir.of(tmp_path / "run")
+    (work.path / "plan.json").unlink()
+    assert work.parts()
+    for index in (0, 1):
+        encode(tmp_path / "other.h5ad", tmp_path / "run", **arguments, partition=Partition(index, 2))
+    assert expected is not None
+    assert content(finalize(tmp_path / "run").path) == content(expected.path)
 
 
 def test_a_damaged_part_is_named(atlas: Path, whole: Run, tmp_path: Path) -> None:
@@ -372,23 +391,25 @@ def test_a_damaged_part_is_named(atlas: Path, whole: Run, tmp_path: Path) -> Non
     assert content(run.path) == content(whole.path)
 
 
-def test_jobs_that_begin_together_have_one_plan(tmp_path: Path) -> None:
+def test_jobs_that_begin_together_have_one_plan(whole: Run, tmp_path: Path) -> None:
     """Neither has seen a plan; whoever comes second has to have the first one's."""
     work = WorkDir(tmp_path)
-    work._put_plan({"max_buckets": 1000})
+    plan = {"n_cells": 10, "n_bits": 8, "partition_rows": CODE_CHUNK_ROWS, "max_buckets": 1000}
+    work.prepare(plan, whole.hasher(), join=True)
     with pytest.raises(SettingsError, match="max_buckets: was 1000, is 2000"):
-        work._put_plan({"max_buckets": 2000})
-    work._put_plan({"max_buckets": 1000})
-    assert work.plan() == {"max_buckets": 1000}
-    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+        work.prepare(plan | {"max_buckets": 2000}, whole.hasher(), join=True)
+    work.prepare(plan, whole.hasher(), join=True)
+    assert work.plan() == plan
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "codes.zarr", "hasher", "parts", "preparing"}
 
 
 def test_a_plan_of_an_earlier_version_says_less(tmp_path: Path) -> None:
     work = WorkDir(tmp_path)
-    work._put_plan({"record": {"paths": ["a"]}})
-    work._put_plan({"record": {"paths": ["a"], "cell_names": ["x"]}})
-    with pytest.raises(SettingsError, match="record: was"):
-        work._put_plan({"record": {"paths": ["b"], "cell_names": ["x"]}})
+    write_json(tmp_path / "plan.json", {"record": {"paths": ["a", "b"]}})
+    work._check_plan({"record": {"paths": ["a", "b"], "cell_names": ["x", "y"]}})
+    for paths, words in ((["a", "c"], r"\(record.paths\[1\]: was b, is c\)"), (["a"], "paths: 2 were given, 1 are now")):
+        with pytest.raises(SettingsError, match=words):
+            work._check_plan({"record": {"paths": paths, "cell_names": ["x"]}})
 
 
 def test_whoever_is_at_it_is_named_first(atlas: Path, whole: Run, tmp_path: Path) -> None:
