@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from hashstream.locations import locate, resolved
 if TYPE_CHECKING:
     from hashstream.atlas.remote import Transfers
 
+_OTHER_FILES = 128
+_LEAST_CACHE = 1 << 17
 Paths = str | Path | Sequence[str | Path]
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -64,7 +67,11 @@ def open_roots(paths: Paths) -> list[Root]:
     places = [locate(path) for path in listed]
     check_different(places)
     transfers = _transfers() if any(isinstance(place, str) for place in places) else None
+    _allow_files(len(places))
     opened = [_open_root(place, transfers) for place in places]
+    for _, form, root, _ in opened:
+        if form == "h5ad" and len(opened) > 1:
+            _limit_cache(root, len(opened))
     for path, _, root, _ in opened:
         with opening(path):
             for name in ("obs", "var"):
@@ -74,6 +81,31 @@ def open_roots(paths: Paths) -> list[Root]:
                         "converted once with `hashstream ingest SOURCE ATLAS.zarr`."
                     )
     return opened
+
+
+def _allow_files(n: int) -> None:
+    """Raise this process's limit of open files for so many, as far as it may; all stores of an atlas stay open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = n + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if most < wanted:
+            raise InputError(
+                f"{n} stores are given, but this process may open {hard} files at most (ulimit -Hn). Join some into one "
+                "atlas with `hashstream ingest`, or encode some and add the others with `encode --append`."
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _limit_cache(file: Any, n_files: int) -> None:
+    """HDF5 keeps up to 32 MiB of metadata a file, such as all names that were read: have some share that."""
+    if not hasattr(file, "id"):
+        return
+    config = file.id.get_mdc_config()
+    config.max_size = max(_LEAST_CACHE, config.max_size // n_files)
+    config.min_size = min(config.min_size, config.max_size // 2)
+    config.set_initial_size, config.initial_size = True, config.min_size
+    file.id.set_mdc_config(config)
 
 
 def check_different(places: Sequence[Path | str]) -> None:

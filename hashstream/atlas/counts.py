@@ -12,6 +12,7 @@ from hashstream.errors import InputError
 
 _BLOCKS = 8
 _BLOCK_ROWS = 64
+_BLOCK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,41 @@ class ValueSummary:
 
 
 def summarise_values(matrix: RowMatrix) -> ValueSummary:
-    """A look at up to 8 blocks of 64 rows spread evenly over the matrix."""
+    """A look at up to 8 blocks of 64 rows spread evenly over the matrix, or of fewer, where rows may be long."""
     n_rows = matrix.shape[0]
-    starts = np.unique(np.linspace(0, max(n_rows - _BLOCK_ROWS, 0), _BLOCKS).astype(np.int64))
-    chunks = [matrix.read_rows(int(s), min(int(s) + _BLOCK_ROWS, n_rows)) for s in starts]
-    values = np.concatenate([np.asarray(c.data, dtype=np.float64) for c in chunks])
-    rows = np.concatenate([c.start + np.repeat(np.arange(c.n_rows), np.diff(c.indptr)) for c in chunks])
-    n_looked_at = sum(c.n_rows for c in chunks)
-    unsorted = any(_is_unsorted(chunk) for chunk in chunks)
-    maximum = float(np.nanmax(values, initial=0.0))
-    scale = "log-normalisation" if maximum < 30 else "normalisation"
-    for wrong, what in (
-        (~np.isfinite(values), "NaN or infinite values"),
-        (values < 0, f"negative values (down to {np.nanmin(values, initial=0.0):.3g}), as after scaling"),
-        (values != np.floor(values), f"non-integer values up to {maximum:.3g}, as after {scale}"),
-    ):
-        if wrong.any():
-            problem = f"{what}, first in row {rows[wrong][0]}"
-            return ValueSummary(n_looked_at, len(values), unsorted, problem, maximum)
-    return ValueSummary(n_looked_at, len(values), unsorted, None, maximum)
+    n_looked = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // matrix.max_row_bytes))
+    starts = np.unique(np.linspace(0, max(n_rows - n_looked, 0), _BLOCKS).astype(np.int64))
+    n_looked_at = n_values = 0
+    unsorted = False
+    least, most = 0.0, 0.0
+    first_row: dict[str, int] = {}  # that has values of a kind
+    for start in starts:
+        chunk = matrix.read_rows(int(start), min(int(start) + n_looked, n_rows))
+        n_looked_at, n_values = n_looked_at + chunk.n_rows, n_values + chunk.nnz
+        unsorted = unsorted or _is_unsorted(chunk)
+        values = chunk.data
+        least = min(least, float(np.nanmin(values, initial=0)))
+        most = max(most, float(np.nanmax(values, initial=0)))
+        for kind, wrong in (
+            ("not finite", ~np.isfinite(values)),
+            ("negative", values < 0),
+            ("fraction", values != np.floor(values)),
+        ):
+            if kind not in first_row and wrong.any():
+                row = int(np.searchsorted(chunk.indptr, wrong.argmax(), side="right")) - 1
+                first_row[kind] = chunk.start + row
+    scale = "log-normalisation" if most < 30 else "normalisation"
+    words = {
+        "not finite": "NaN or infinite values",
+        "negative": f"negative values (down to {least:.3g}), as after scaling",
+        "fraction": f"non-integer values up to {most:.3g}, as after {scale}",
+    }
+    problem = next((f"{what}, first in row {first_row[kind]}" for kind, what in words.items() if kind in first_row), None)
+    return ValueSummary(n_looked_at, n_values, unsorted, problem, most)
 
 
 def _is_unsorted(chunk: CsrChunk) -> bool:
-    falls = np.diff(chunk.indices.astype(np.int64)) < 0
+    falls = chunk.indices[1:] < chunk.indices[:-1]
     begins = chunk.indptr[1:-1]
     falls[begins[(begins > 0) & (begins < chunk.nnz)] - 1] = False  # from the end of one row to the next
     return bool(falls.any())

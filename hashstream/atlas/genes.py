@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VAR_NAMES = "var_names"
+_BETWEEN = "\0"
 
 
 def gene_columns(var: pd.DataFrame) -> dict[str, NDArray[np.object_]]:
@@ -25,6 +27,21 @@ def gene_columns(var: pd.DataFrame) -> dict[str, NDArray[np.object_]]:
         if values.dtype.kind in "OSU" or str(values.dtype) in ("category", "string", "str"):
             columns.setdefault(str(name), np.asarray(values.astype(str), dtype=object))
     return columns
+
+
+#: Strings in one; or as they are, where one holds what is put between them.
+PackedNames = str | NDArray[np.object_]
+
+
+def packed(values: NDArray[np.object_]) -> PackedNames:
+    """Strings in a tenth of the memory; those of several stores that are the same are held once."""
+    text = _BETWEEN.join(values)
+    return sys.intern(text) if text.count(_BETWEEN) == len(values) - 1 else values
+
+
+def unpacked(names: PackedNames) -> NDArray[np.object_]:
+    """The strings of `packed`, anew."""
+    return np.array(names.split(_BETWEEN), dtype=object) if isinstance(names, str) else names
 
 
 def folded_alike(gene_names: Sequence[Iterable[Any]], n_shared: int) -> str | None:

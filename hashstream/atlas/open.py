@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hashstream.atlas._roots import Paths, Root, open_roots, opening
 from hashstream.atlas.counts import choose_counts
-from hashstream.atlas.genes import VAR_NAMES, gene_columns, read_gene_columns
+from hashstream.atlas.genes import VAR_NAMES, PackedNames, gene_columns, packed, read_gene_columns, unpacked
 from hashstream.atlas.matrix import RowMatrix, open_matrix
 from hashstream.atlas.obs import ObsStore, joined_column, stated_rows
 from hashstream.errors import HashStreamError, InputError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_GENES = 1 << 24
+#: An open file with what its library keeps of it, and the map of a gene to that of a Hasher.
+_OPEN_BYTES, _BOUND_GENE_BYTES = 1 << 20, 4
 
 
 @dataclass
@@ -52,6 +54,9 @@ class Store(ObsStore):
     @cached_property
     def var(self) -> pd.DataFrame:
         """The gene table that belongs to the matrix (``raw/var`` for ``raw/X``)."""
+        return self._read_var()
+
+    def _read_var(self) -> pd.DataFrame:
         import pandas as pd
 
         name = self._var_name
@@ -68,20 +73,25 @@ class Store(ObsStore):
     def _var_name(self) -> str:
         return "raw/var" if self.matrix_name == "raw/X" else "var"
 
-    @cached_property
+    @property
     def gene_columns(self) -> dict[str, NDArray[np.object_]]:
         """What may identify genes: the index of `var` as ``var_names``, and its text columns, (n_genes,) strings each.
 
         The table itself is not read for it where its columns are plain.
         """
+        return {name: unpacked(values) for name, values in self._gene_text.items()}
+
+    @cached_property
+    def _gene_text(self) -> dict[str, PackedNames]:
+        # Of an atlas of many stores all are kept, a tenth as large as their strings.
         columns = self._read(self._var_name, self.n_genes, read_gene_columns)
         if columns is None or any(len(values) != self.n_genes for values in columns.values()):
-            return gene_columns(self.var)
-        return columns
+            columns = gene_columns(self._read_var())
+        return {name: packed(values) for name, values in columns.items()}
 
     @property
     def gene_names(self) -> NDArray[np.object_]:
-        return self.gene_columns[VAR_NAMES]
+        return unpacked(self._gene_text[VAR_NAMES])
 
     def var_columns(self) -> list[str]:
         """Names of the columns of `var`, without the index."""
@@ -139,6 +149,13 @@ class Atlas:
     @property
     def paths(self) -> list[str]:
         return [str(store.path) for store in self.stores]
+
+    @property
+    def open_bytes(self) -> int:
+        """About what all stores but the first take while they are open and a Hasher is bound to them."""
+        later = self.stores[1:]
+        texts = {id(text): len(text) for store in later for text in store._gene_text.values()}
+        return sum(texts.values()) + sum(_OPEN_BYTES + _BOUND_GENE_BYTES * store.n_genes for store in later)
 
     def obs_column(self, key: str) -> pd.Series:
         """One column of obs over all stores, as strings or numbers: (n_cells,)."""

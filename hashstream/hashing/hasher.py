@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,8 @@ from hashstream.runtime.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hashstream.atlas import Store
 
 FORMAT_VERSION = 2
 _TENSORS = "hasher.safetensors"
@@ -109,6 +111,17 @@ class Hasher:
             target_sum=self.target_sum,
         )
         return BoundHasher(match=match, weights=weights)
+
+    def bind_stores(self, stores: Iterable[Store], *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> list[BoundHasher]:
+        """This Hasher for each of some stores; those that lack the same of its genes share what is made of it."""
+        bound: list[BoundHasher] = []
+        known: dict[bytes, EncoderWeights] = {}
+        for store in stores:
+            one = self.bind(store.gene_columns, where=str(store.path), min_overlap=min_overlap)
+            # Genes that are lacking make the bias another, and nothing else.
+            weights = known.setdefault(one.weights.biases[0].tobytes(), one.weights)
+            bound.append(BoundHasher(match=one.match, weights=weights))
+        return bound
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides a code; provenance is not part of it."""

@@ -155,7 +155,7 @@ def _count(
     projection = replace(projection, fixed={**projection.fixed, **parts})
     chunk_bytes = chunk_bytes_of(projection, settings)
     # The run was encoded with as few genes as these, so they are enough.
-    bound = [hasher.bind(store.gene_columns, where=str(store.path), min_overlap=0.0) for store in atlas.stores]
+    bound = hasher.bind_stores(atlas.stores, min_overlap=0.0)
     table = BucketTable(
         hasher.n_bits,
         hasher.n_dims,

@@ -162,10 +162,7 @@ class EncodePlugin(WorkerPlugin):
                     "hosts share, and files that are not written to."
                 )
             hasher = Hasher.load(self._work.path / HASHER)
-            bound = [
-                hasher.bind(store.gene_columns, where=str(store.path), min_overlap=self._settings.min_overlap)
-                for store in atlas.stores
-            ]
+            bound = hasher.bind_stores(atlas.stores, min_overlap=self._settings.min_overlap)
             self._job = EncodeJob(atlas, hasher, bound, self._settings, remote.chunk_bytes, remote.first_row)
         return self._job
 

@@ -283,7 +283,7 @@ def _encode(
 
 def bind(hasher: Hasher, atlas: Atlas, settings: EncodeSettings, progress: ProgressListener) -> list[BoundHasher]:
     """The Hasher for each store, with a note on how well the genes match."""
-    bound = [hasher.bind(s.gene_columns, where=str(s.path), min_overlap=settings.min_overlap) for s in atlas.stores]
+    bound = hasher.bind_stores(atlas.stores, min_overlap=settings.min_overlap)
     for store, one in zip(atlas.stores, bound, strict=True):
         progress.note(f"{store.path}: {one.match.describe()}")
     return bound

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.annotate.retrieve import ReferenceCells, bit_margins
-from hashstream.errors import InputError, SettingsError
+from hashstream.errors import SettingsError
 from hashstream.kernels.retrieve import NearestCells
 from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.events import ProgressListener, Silent
@@ -23,7 +23,7 @@ from hashstream.stages.composition_table import CompositionWriter
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.encode_stream import encoded_chunks
 from hashstream.stages.reference import check_same_hasher
-from hashstream.stages.run_atlas import open_run_atlas
+from hashstream.stages.run_atlas import open_run_atlas, refuse_other_cell
 
 PER = ("bucket", "cell")
 #: Without a number of candidates, asymmetric ranking takes so many for each neighbour wanted.
@@ -207,15 +207,11 @@ class _Job:
         run, hasher = self.run, self.run.hasher()
         atlas = open_run_atlas(run, self.atlas)
         # The run was encoded with as few genes as these, so they are enough.
-        bound = [hasher.bind(store.gene_columns, where=str(store.path), min_overlap=0.0) for store in atlas.stores]
+        bound = hasher.bind_stores(atlas.stores, min_overlap=0.0)
         for first, encoded in encoded_chunks(atlas, bound, EncodeSettings(threads=self.threads), _CHUNK_BYTES):
             different = (encoded.codes != run.codes(first, first + len(encoded.codes))).any(axis=1)
             if different.any():
-                raise InputError(
-                    f"{', '.join(atlas.paths)}: cell {first + int(np.flatnonzero(different)[0])} has another code than "
-                    f"in {run.path}: the atlas has changed since, or is another one. Say with --atlas where the one "
-                    "that was encoded is, or encode again."
-                )
+                refuse_other_cell(run, atlas, first + int(np.flatnonzero(different)[0]))
             for start in range(0, len(encoded.codes), self.block):
                 part = encoded.embedding[start : start + self.block]
                 margins = bit_margins(part, hasher.bit_weight, hasher.bit_bias, hasher.n_bits)
