@@ -35,6 +35,8 @@ _PREFIX = "hashstream_"
 _BLOCK_ROWS = 1 << 16
 #: Attribute of obs: the columns that an export wrote, which the next one replaces.
 _OWN_COLUMNS = "hashstream-columns"
+#: Attribute of an array in obsm that an export wrote.
+_OWN_ARRAY = "hashstream-run"
 #: Files of zarr that some versions of it write in place.
 _METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
 
@@ -50,8 +52,9 @@ def export(
     """Write the columns of a run's cells and the embedding of their buckets into an AnnData store.
 
     obs gets one column for each column of cells.parquet (``bucket``, ``cluster``, ``label``, ...), prefixed with
-    ``hashstream_`` where the atlas itself has one of that name; ``obsm["X_hash"]`` is the mean embedding of each
-    cell's bucket, (n_cells, n_dims) float32.
+    ``hashstream_`` where the atlas itself has one of that name; ``obsm["X_hash"]``, with the same prefix where needed,
+    is the mean embedding of each cell's bucket, (n_cells, n_dims) float32. What an earlier export wrote into the atlas
+    is replaced, or in a new file left out.
 
     Parameters
     ----------
@@ -64,7 +67,7 @@ def export(
     counts
         Copy the counts that were encoded into a new store, as its X; they are streamed.
     force
-        Replace an existing ``.h5ad``; in an existing zarr store, replace columns of the same name.
+        Replace an existing ``.h5ad``; in an existing zarr store, replace columns, and an ``X_hash``, of the same name.
 
     Raises
     ------
@@ -92,7 +95,9 @@ def export(
         columns = _write_new(run, stores, source, partial, target.suffix)
         check_unchanged(run.path, before)
         publish(partial, target)
-    return {"path": str(target), "cells": run.n_cells, "obs": columns, "obsm": [OBSM_KEY]}
+    earlier = sorted(set().union(*(_own_columns(store.root["obs"]) for store in stores)))
+    left_out = {"left_out": earlier} if earlier else {}
+    return {"path": str(target), "cells": run.n_cells, "obs": columns, "obsm": [OBSM_KEY], **left_out}
 
 
 @contextmanager
@@ -219,7 +224,8 @@ def _write_source_obs(root: Any, stores: Sequence[ObsStore], n_cells: int, check
     """obs with the columns that all stores have, one after the other, and the names in blocks; gives the columns."""
     from anndata.io import write_elem
 
-    columns = [set(store.obs_columns()) for store in stores]
+    # Results that were exported into the atlas are of another state of the run.
+    columns = [set(store.obs_columns()) - _own_columns(store.root["obs"]) for store in stores]
     shared = [name for name in stores[0].obs_columns() if all(name in c for c in columns)]
     del root["obs"]
     obs = root.create_group("obs")
@@ -246,28 +252,36 @@ def _write_source_obs(root: Any, stores: Sequence[ObsStore], n_cells: int, check
     return shared
 
 
+def _own_columns(obs: Any) -> set[str]:
+    """Columns that an earlier export wrote."""
+    names = dict(obs.attrs).get(_OWN_COLUMNS, [])
+    return {n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(np.asarray(names, dtype=object))}
+
+
 def _is_hdf5(root: Any) -> bool:
     return type(root).__module__.startswith("h5py")
 
 
-def _write_obsm(root: Any, run: Run, check: Callable[[], None] = _no_error) -> None:
-    """obsm["X_hash"], a block of rows at a time."""
-    obsm = root.require_group("obsm")
+def _write_obsm(root: Any, run: Run, check: Callable[[], None] = _no_error, *, force: bool = True) -> str:
+    """obsm["X_hash"], a block of rows at a time; gives its name, which is another where the user has one of that."""
+    obsm, key = root.require_group("obsm"), OBSM_KEY
+    while not force and key in obsm and _OWN_ARRAY not in dict(obsm[key].attrs):
+        key = _PREFIX + key
     shape = (run.n_cells, int(run.meta["n_dims"]))
     chunks = (min(_BLOCK_ROWS, shape[0]), shape[1])
-    if OBSM_KEY in obsm:
-        del obsm[OBSM_KEY]
+    if key in obsm:
+        del obsm[key]
     if _is_hdf5(root):
-        array = obsm.create_dataset(OBSM_KEY, shape=shape, dtype="float32", chunks=chunks)
+        array = obsm.create_dataset(key, shape=shape, dtype="float32", chunks=chunks)
     else:
-        array = obsm.create_array(OBSM_KEY, shape=shape, dtype="float32", chunks=chunks)
-    array.attrs["encoding-type"] = "array"
-    array.attrs["encoding-version"] = "0.2.0"
+        array = obsm.create_array(key, shape=shape, dtype="float32", chunks=chunks)
+    array.attrs.update({**encoding("array", "0.2.0"), _OWN_ARRAY: str(run.path)})
     start = 0
     for block in _embedding_blocks(run):
         array[start : start + len(block)] = block
         start += len(block)
         check()
+    return key
 
 
 def _copy_counts(root: Any, source: Atlas, check: Callable[[], None]) -> None:
@@ -317,23 +331,25 @@ def _into_existing(run: Run, target: Path, before: dict[str, Any], *, force: boo
     import zarr
 
     use_fastest_pipeline()
-    try:
-        root = zarr.open_group(target, mode="r+", use_consolidated=False)
-        obs: Any = root["obs"]
-        order = [str(name) for name in dict(obs.attrs)["column-order"]]
-        n_rows = stated_rows(obs)
-    except Exception as error:
-        raise InputError(
-            f"{target}: not an AnnData zarr store that can be written to ({type(error).__name__}: {error})."
-        ) from error
-    if n_rows != run.n_cells:
-        raise InputError(f"{target}: {n_rows} cells, but {run.path} encodes {run.n_cells}; export into its own atlas.")
-    open_run_obs(run, target)  # so the cells are the run's, in its order
-    mine = {name for name in order if name in set(dict(obs.attrs).get(_OWN_COLUMNS, []))}
-    foreign = set(order) - mine
-    names = _result_names(run, {str(dict(obs.attrs)["_index"]), *(() if force else foreign)})
-    stale = mine - set(names.values())  # results of an earlier export that the run does not have any more
     with _aside(target) as folder:
+        try:
+            root = zarr.open_group(target, mode="r+", use_consolidated=False)
+            obs: Any = root["obs"]
+            order = [str(name) for name in dict(obs.attrs)["column-order"]]
+            n_rows = stated_rows(obs)
+        except Exception as error:
+            raise InputError(
+                f"{target}: not an AnnData zarr store that can be written to ({type(error).__name__}: {error})."
+            ) from error
+        if n_rows != run.n_cells:
+            raise InputError(
+                f"{target}: {n_rows} cells, but {run.path} encodes {run.n_cells}; export into its own atlas."
+            )
+        open_run_obs(run, target)  # so the cells are the run's, in its order
+        mine = {name for name in order if name in _own_columns(obs)}
+        foreign = set(order) - mine
+        names = _result_names(run, {str(dict(obs.attrs)["_index"]), *(() if force else foreign)})
+        stale = mine - set(names.values())  # results of an earlier export that the run does not have any more
         # obs and obsm are made anew beside the store, of links to what stays, and put in place whole.
         made: Any = zarr.create_group(folder / "store", zarr_format=root.metadata.zarr_format)
         for name in ("obs", "obsm"):
@@ -344,7 +360,7 @@ def _into_existing(run: Run, target: Path, before: dict[str, Any], *, force: boo
                 del made["obs"][name]
         with in_shards():
             _write_results(made, run, names, [name for name in order if name not in stale])
-        _write_obsm(made, run)
+        key = _write_obsm(made, run, force=force)
         made["obs"].attrs[_OWN_COLUMNS] = sorted(names.values())
         check_unchanged(run.path, before)
         # Until obs is in place, readers look at what is there, not at a list of what was.
@@ -354,7 +370,7 @@ def _into_existing(run: Run, target: Path, before: dict[str, Any], *, force: boo
     if consolidated:
         _consolidate(target)
     removed = {"removed": sorted(stale)} if stale else {}
-    return {"path": str(target), "cells": run.n_cells, "obs": list(names.values()), "obsm": [OBSM_KEY], **removed}
+    return {"path": str(target), "cells": run.n_cells, "obs": list(names.values()), "obsm": [key], **removed}
 
 
 def _link(source: str, target: str) -> None:

@@ -148,6 +148,42 @@ def test_no_column_of_the_user_is_replaced(tmp_path: Path, target: str) -> None:
     assert out.obs["hashstream_hashstream_bucket"].nunique() == run.n_buckets
 
 
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("new", ["new.zarr", "new.h5ad"])
+def test_a_new_file_has_the_results_of_now_alone(tmp_path: Path, new: str) -> None:
+    """The atlas holds those of an earlier export."""
+    adata = source(tmp_path / "in.h5ad")
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+        adata.write_zarr(tmp_path / "own.zarr")
+    run = encode(tmp_path / "own.zarr", tmp_path / "run")
+    assert run is not None
+    for n_clusters in (6, 3):
+        cluster(run.path, n_clusters=n_clusters)
+        if n_clusters == 6:
+            export(run.path, tmp_path / "own.zarr")
+    report = export(run.path, tmp_path / new)
+    assert report["left_out"] == ["bucket", "cluster", "cluster_confidence"]
+    out = anndata.read_h5ad(tmp_path / new) if new.endswith("h5ad") else anndata.read_zarr(tmp_path / new)
+    assert out.obs["cluster"].nunique() == 3
+    assert not [name for name in out.obs if name.startswith("hashstream_")]
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_an_array_of_the_user_is_kept(tmp_path: Path) -> None:
+    adata = source(tmp_path / "in.h5ad")
+    adata.obsm["X_hash"] = np.ones((adata.n_obs, 2))
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+        adata.write_zarr(tmp_path / "own.zarr")
+    run = encode(tmp_path / "own.zarr", tmp_path / "run")
+    assert run is not None
+    for _ in range(2):
+        assert export(run.path, tmp_path / "own.zarr")["obsm"] == ["hashstream_X_hash"]
+        out = anndata.read_zarr(tmp_path / "own.zarr")
+        assert {name: out.obsm[name].shape[1] for name in out.obsm} == {"X_hash": 2, "hashstream_X_hash": 64}
+    export(run.path, tmp_path / "own.zarr", force=True)
+    assert anndata.read_zarr(tmp_path / "own.zarr").obsm["X_hash"].shape[1] == 64
+
+
 @pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:Writing zarr v2")
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("last", ["obsm", "obs"])
