@@ -19,8 +19,8 @@ from hashstream.kernels.anchors import AnchorScores, AnchorTables, anchor_scores
 from hashstream.runtime.files import read_tensors, write_tensors
 
 FORMAT_VERSION = 2
-ACCEPTED, AMBIGUOUS, NOVEL = 0, 1, 2
-REJECTIONS = ("", "ambiguous", "novel")
+ACCEPTED, AMBIGUOUS, NOVEL, EMPTY = 0, 1, 2, 3
+REJECTIONS = ("", "ambiguous", "novel", "empty")
 _TENSORS, _META = "anchors.safetensors", "anchors.json"
 #: Log-odds are sums of whole numbers below this, so that float32 products are exact in any order of summation.
 EXACT_LIMIT = 1 << 23

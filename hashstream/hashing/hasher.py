@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hashstream.errors import InputError
 from hashstream.hashing.genes import DEFAULT_MIN_OVERLAP, GeneMatch, match_genes
-from hashstream.kernels import EncoderWeights, GeneMap
+from hashstream.kernels import EncoderWeights, GeneMap, encode_rows
 from hashstream.runtime.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -247,3 +247,8 @@ class BoundHasher:
     def genes(self) -> GeneMap:
         """The gene map as the kernel reads it."""
         return GeneMap.of(self.match.gene_map, self.weights.n_genes)
+
+    def empty_code(self) -> NDArray[np.uint64]:
+        """(n_words,) uint64: what a cell of the store gets that has no counts, which says nothing about it."""
+        nothing = np.zeros(2, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+        return encode_rows(*nothing, self.genes, self.weights).codes[0]

@@ -128,6 +128,17 @@ class Run:
         """
         return frozenset({str(self.meta["hasher"]["fingerprint"]), self.comparable_fingerprint})
 
+    def without_counts(self, codes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether cells of these codes (n, n_words) have no counts: (n,) bool.
+
+        All such cells of a store have one code, which is recorded; a cell with a few counts may have it, too.
+        """
+        found = np.zeros(len(codes), dtype=bool)
+        if self.meta.get("n_empty_cells"):
+            for words in {tuple(words) for words in self.meta["input"].get("empty_codes", []) if words}:
+                found |= (codes == np.array([int(word, 16) for word in words], dtype=np.uint64)).all(axis=1)
+        return found
+
     def hasher(self) -> Hasher:
         from hashstream.hashing import Hasher  # with pandas, half a second that most stages need not wait for
 

@@ -67,7 +67,7 @@ LABELS = (
     ),
     Column("label_margin", pa.float32(), "probability of the best label less that of the second"),
     Column("label_novelty", pa.float32(), "how much the cell looks like a type that is not known"),
-    Column("label_rejection", _NAMES, "why the label is 'unknown': ambiguous or novel; else empty"),
+    Column("label_rejection", _NAMES, "why the label is 'unknown': ambiguous, novel, or a cell without counts (empty); else nothing"),
     Column("label_best", _NAMES, "most probable label, whether it was rejected or not"),
     Column("label_second", _NAMES, "second label; empty where there is none"),
     Column("label_second_probability", pa.float32(), "its probability"),

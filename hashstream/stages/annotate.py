@@ -54,7 +54,8 @@ def annotate(
     n_neighbours
         See `hashstream.annotate.vote_labels`.
     unknown_threshold
-        Cells whose label has less than this probability, or share of the votes, are 'unknown'; 0 labels every cell.
+        Cells whose label has less than this probability, or share of the votes, are 'unknown', and so are cells without
+        counts; 0 labels every cell.
     reference_atlas
         Where the reference's atlas is now, if not where it was encoded.
     hierarchy, parents_key
@@ -136,7 +137,8 @@ def annotate(
         columns += [] if found.distance is None else ["label_distance"]
         columns += [] if parents is None else [LABEL_LEVEL.name]
     record["assigned_by"] = "cell" if by_cell else "bucket"
-    return write_labels(run, own_names, label, columns, novelty, record=record, begin=begin)
+    reject = unknown_threshold > 0
+    return write_labels(run, own_names, label, columns, novelty, reject=reject, record=record, begin=begin)
 
 
 def _labels_by_bucket(

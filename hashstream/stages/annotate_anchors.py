@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashstream.annotate import UNKNOWN
-from hashstream.annotate.anchors import AMBIGUOUS, REJECTIONS, Anchors, Scores
+from hashstream.annotate.anchors import AMBIGUOUS, EMPTY, REJECTIONS, Anchors, Scores
 from hashstream.annotate.hierarchy import HierarchicalLabels, hierarchical_labels, read_hierarchy
 from hashstream.errors import InputError
 from hashstream.runtime.arrow import category_array, number_array
@@ -50,7 +50,7 @@ def annotate_by_anchors(
         Folder that `fit --method anchors` made, and with which the run was encoded.
     unknown_threshold
         Probability below which a cell is 'unknown'; None: the thresholds learned for each type, and novel cells too.
-        0 labels every cell.
+        Cells without counts always are. 0 labels every cell.
     hierarchy
         File of a label hierarchy; see `hashstream.annotate.hierarchy.read_hierarchy`. An ambiguous cell gets the
         nearest ancestor that is sure enough: as sure as the most demanding of its types must be. ``label_level`` says
@@ -82,6 +82,8 @@ def annotate_by_anchors(
     def look_up(rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         codes = source.codes(rows.start, rows.stop)
         scores = anchors.score(codes, unknown_threshold=unknown_threshold, n_threads=available_threads())
+        if unknown_threshold != 0:
+            scores.rejection[source.without_counts(codes)] = EMPTY
         labels = np.where(scores.rejection > 0, len(names) - 1, scores.labels)
         confidence = scores.probabilities[:, 0]
         extra = {}

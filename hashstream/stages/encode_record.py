@@ -22,6 +22,7 @@ def record_of(job: EncodeJob, fingerprints: list[str]) -> dict[str, Any]:
         "matrix": [store.matrix_name for store in stores],
         "n_genes": [store.n_genes for store in stores],
         "gene_match": [one.match.describe() for one in job.bound],
+        "empty_codes": [[f"{word:016x}" for word in one.empty_code().tolist()] for one in job.bound],
         "gene_overlap": [round(one.match.overlap, 6) for one in job.bound],
     }
 

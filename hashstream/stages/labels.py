@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashstream.annotate import UNKNOWN
-from hashstream.annotate.anchors import ACCEPTED, AMBIGUOUS, NOVEL, REJECTIONS
+from hashstream.annotate.anchors import ACCEPTED, AMBIGUOUS, EMPTY, NOVEL, REJECTIONS
 from hashstream.annotate.novelty import TypeFit
 from hashstream.kernels import count_set_bits
 from hashstream.runtime.arrow import category_array, number_array
@@ -112,6 +112,7 @@ def write_labels(
     columns: Sequence[str],
     novelty: Novelty | None,
     *,
+    reject: bool,
     record: dict[str, Any],
     begin: float,
 ) -> dict[str, Any]:
@@ -125,6 +126,8 @@ def write_labels(
         Gives the labels of some cells from their codes and their buckets, and their `columns`.
     novelty
         Cells that it finds novel are 'unknown' whatever `label` says; None: no cell is.
+    reject
+        Whether cells without counts are 'unknown', too.
     record, begin
         What is known of the stage already, and when it began.
     """
@@ -138,6 +141,8 @@ def write_labels(
             value = novelty.of(codes)
             rejection[value > novelty.fit.threshold] = NOVEL
             found["label_novelty"] = value
+        if reject:
+            rejection[run.without_counts(codes)] = EMPTY
         index = np.where(rejection > ACCEPTED, len(names), index)
         if LABEL_LEVEL.name in found:
             found[LABEL_LEVEL.name] = np.where(rejection > ACCEPTED, np.int32(-1), found[LABEL_LEVEL.name])

@@ -75,6 +75,19 @@ def test_rejection_names_its_kind(made: Path) -> None:
     assert record["cells"].get("unknown", 0) == sum(record["rejected"].values()) > 0
 
 
+def test_a_cell_without_counts_is_unknown(made: Path, tmp_path: Path) -> None:
+    cells = anndata.read_h5ad(made / "atlas.h5ad")[:30].copy()
+    cells.X = sp.vstack([cells.X[:7], sp.csr_matrix((1, cells.n_vars), dtype=np.float32), cells.X[8:]]).tocsr()
+    cells.write_h5ad(tmp_path / "few.h5ad")
+    encode(tmp_path / "few.h5ad", tmp_path / "few", hasher=made / "hasher")
+    record = annotate_by_anchors(tmp_path / "few", hasher=made / "hasher")
+    assert record["rejected"]["empty"] == 1
+    assert column(tmp_path / "few", "label")[7] == "unknown"
+    assert column(tmp_path / "few", "label_rejection")[7] == "empty"
+    annotate_by_anchors(tmp_path / "few", hasher=made / "hasher", unknown_threshold=0)
+    assert column(tmp_path / "few", "label")[7] != "unknown"
+
+
 def test_a_single_cell_gets_the_label_that_it_has_among_others(made: Path, tmp_path: Path) -> None:
     annotate_by_anchors(made / "run", hasher=made / "hasher")
     adata = anndata.read_h5ad(made / "atlas.h5ad")

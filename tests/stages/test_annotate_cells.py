@@ -69,6 +69,30 @@ def test_cells_are_labelled_better_than_their_buckets(coarse: tuple[Path, Path, 
     assert (confidence >= runner_up).all()
 
 
+@pytest.mark.parametrize("assign", ["bucket", "cell"])
+def test_cells_without_counts_are_unknown(
+    coarse: tuple[Path, Path, np.ndarray], small_adata: anndata.AnnData, tmp_path: Path, assign: str
+) -> None:
+    """Also in a store that lacks some genes, where they have another code."""
+    _, reference, _ = coarse
+    counts = small_adata.X.tolil()
+    counts[[3, 450]] = 0
+    few = anndata.AnnData(counts.tocsr(), obs=small_adata.obs, var=small_adata.var)
+    few[:300, 40:].write_h5ad(tmp_path / "a.h5ad")
+    few[300:].write_h5ad(tmp_path / "b.h5ad")
+    run = encode([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], tmp_path / "few", hasher=reference / "hasher")
+    assert run is not None
+    codes = run.codes()
+    assert (codes[3] != codes[450]).any()
+    assert np.flatnonzero(run.without_counts(codes)).tolist() == [3, 450]
+    record = annotate(run, reference=reference, labels="cell_type", assign=assign)
+    assert record["rejected"]["empty"] == 2
+    assert column(run.path, "label")[[3, 450]].tolist() == ["unknown", "unknown"]
+    assert np.flatnonzero(column(run.path, "label_rejection") == "empty").tolist() == [3, 450]
+    record = annotate(run, reference=reference, labels="cell_type", assign=assign, unknown_threshold=0)
+    assert "unknown" not in record["cells"]
+
+
 @pytest.mark.parametrize("method", ["both", "discriminant", "vote"])
 @pytest.mark.parametrize("assign", ["bucket", "cell"])
 def test_unsure_cells_are_unknown(

@@ -124,6 +124,7 @@ def test_empty_cells_add_up(small_adata: anndata.AnnData, tmp_path: Path) -> Non
     both = append(tmp_path / "b.h5ad", run.path)
     assert content(both.path) == content(whole.path)
     assert both.meta["n_empty_cells"] == 2
+    assert np.flatnonzero(both.without_counts(both.codes())).tolist() == [3, 450]
 
 
 def test_results_of_the_smaller_run_are_dropped(stores: dict[str, Path], old: Run) -> None:
