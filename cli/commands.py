@@ -144,6 +144,7 @@ def simulate(
 )
 @click.option("--batch-key", metavar="KEY", help="Column of obs with the batch of each cell: integrate the batches.")
 @options.atlas_for("--batch-key")
+@options.max_memory
 @pass_session
 def cluster(
     session: Session,
@@ -155,13 +156,14 @@ def cluster(
     assign: str,
     batch_key: str | None,
     atlas: tuple[Path | str, ...],
+    max_memory: str,
 ) -> None:
     """Cluster the cells of a run by its bucket tokens; in large atlases by 20,000 drawn cells and each cell's code."""
     from hashstream.stages.cluster import cluster as cluster_stage
     from hashstream.stages.cluster import parse_n_clusters
 
     if batch_key is None:
-        options.refuse("without --batch-key, for which alone the atlas is read", "atlas")
+        options.refuse("without --batch-key, for which alone the atlas is read", "atlas", "max_memory")
     # What a YAML file says for other calls gives way to what was asked for.
     if options.asked("resolution") and not options.asked("n_clusters"):
         n_clusters = "auto"
@@ -179,6 +181,7 @@ def cluster(
         assign=assign,
         batch_key=batch_key,
         atlas=list(atlas) or None,
+        max_memory=max_memory,
         seed=session.seed,
         progress=session.listener(),
     )

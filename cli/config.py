@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+_NUMBERS = (click.types.IntParamType, click.types.FloatParamType)
+
 
 def load_defaults() -> dict[str, Any]:
     """The packaged defaults: one mapping a command."""
@@ -40,14 +42,17 @@ def load_config(path: Path, group: click.Group) -> dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise click.UsageError(f"--config {path}: expected a mapping of commands to options.")
-    own = set(options_by_name(group)) - {"config"}
+    own = {name: option for name, option in options_by_name(group).items() if name != "config"}
     out: dict[str, Any] = {}
     for raw_key, value in content.items():
         key = str(raw_key).replace("-", "_")
         command = group.commands.get(key.replace("_", "-"))
         if command is not None:
             out[str(command.name)] = _options_of(path, command, value)
-        elif key == "dataset" or key in own:
+        elif key == "dataset":
+            out[key] = value
+        elif key in own:
+            _check_value(f"--config {path}: {shown(key)!r}", own[key], value)
             out[key] = value
         else:
             known = ", ".join(sorted([*group.commands, *(shown(name) for name in own)]))
@@ -76,17 +81,26 @@ def _options_of(path: Path, command: click.Command, content: Any) -> dict[str, A
             f"{', '.join(sorted(map(shown, known)))}."
         )
     for name, value in options.items():
-        if (
-            isinstance(value, float)
-            and not value.is_integer()
-            and isinstance(known[name].type, click.types.IntParamType)
-        ):
-            raise click.UsageError(
-                f"--config {path}: {shown(name)!r} of {command.name!r} is {value}; expected a whole number."
-            )
-        if known[name].multiple and not isinstance(value, list):
-            options[name] = [value]
+        takes_list = known[name].multiple or known[name].nargs != 1
+        several = value if takes_list and isinstance(value, list) else [value]
+        for one in several:
+            _check_value(f"--config {path}: {shown(name)!r} of {command.name!r}", known[name], one)
+        if known[name].multiple:
+            options[name] = several
     return options
+
+
+def _check_value(where: str, option: click.Option, value: Any) -> None:
+    """Raise UsageError for a value of a kind that the option cannot have; what it says, click looks at."""
+    if option.is_flag:
+        expected = None if isinstance(value, bool) else "true or false"
+    elif isinstance(value, bool) or not isinstance(value, str | int | float):
+        expected = "one number" if isinstance(option.type, _NUMBERS) else "one word"
+    else:
+        whole = option.count or isinstance(option.type, click.types.IntParamType)
+        expected = "a whole number" if whole and isinstance(value, float) and not value.is_integer() else None
+    if expected is not None:
+        raise click.UsageError(f"{where} is {value}; expected {expected}.")
 
 
 def options_by_name(command: click.Command) -> dict[str, click.Option]:

@@ -44,7 +44,7 @@ def batch_tokens(
     key: str,
     *,
     atlas: Sequence[str | Path] | None = None,
-    max_memory_bytes: int | None = None,
+    max_memory: str | int | None = None,
     progress: ProgressListener | None = None,
     threads: int | None = None,
 ) -> tuple[Tokens, NDArray[np.int32], list[str]]:
@@ -60,7 +60,7 @@ def batch_tokens(
         Column of obs that holds the batch of each cell.
     atlas
         Where the atlas is now, if not where it was encoded.
-    max_memory_bytes
+    max_memory
         Peak resident size to keep to; 1 GiB by default. As everywhere, the column of obs is read whole.
     progress
     threads
@@ -105,9 +105,11 @@ def batch_tokens(
     if tokens is None:
         if path.exists():
             progress.note(f"{path}: of another state of the run or of obs[{key!r}], or damaged; made again")
-        limit = parse_bytes(DEFAULT_MAX_MEMORY) if max_memory_bytes is None else max_memory_bytes
         settings = EncodeSettings(
-            threads=threads or 0, max_memory=limit, max_buckets=max_buckets, bucket_bits=run.bucket_bits
+            threads=threads or 0,
+            max_memory=DEFAULT_MAX_MEMORY if max_memory is None else max_memory,
+            max_buckets=max_buckets,
+            bucket_bits=run.bucket_bits,
         )
         tokens, sums = _count(run, open_run_atlas(run, atlas), batch_of_cell, settings, progress)
         _write(run, path, tokens, sums, identity)

@@ -58,6 +58,7 @@ def cluster(
     batch_key: str | None = None,
     transformer: TransformerSettings | None = None,
     atlas: Sequence[str | Path] | None = None,
+    max_memory: str | int | None = None,
     seed: int = 0,
     progress: ProgressListener | None = None,
 ) -> dict[str, Any]:
@@ -83,6 +84,8 @@ def cluster(
         pass over the atlas the first time) and integrated before they are clustered.
     atlas
         Where the atlas is now, if not where it was encoded; for `batch_key`.
+    max_memory
+        Peak resident size that the pass over the atlas for `batch_key` keeps to; 1 GiB by default.
 
     Returns
     -------
@@ -120,7 +123,9 @@ def cluster(
     else:
         from hashstream.stages.batches import batch_tokens, token_of_cell  # with all that reads an atlas
 
-        tokens, batch_of_cell, names = batch_tokens(run, batch_key, atlas=atlas, progress=progress)
+        tokens, batch_of_cell, names = batch_tokens(
+            run, batch_key, atlas=atlas, max_memory=max_memory, progress=progress
+        )
     found = _with_progress(
         tokens,
         progress,

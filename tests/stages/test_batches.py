@@ -152,7 +152,7 @@ def test_columns_that_are_no_batches_are_refused(make_run: Callable[[int], Run],
     with pytest.raises(InputError, match="no column 'nothing'"):
         batch_tokens(run, "nothing")
     with pytest.raises(BudgetError, match="--max-memory"):
-        batch_tokens(run, KEY, max_memory_bytes=1 << 20)
+        batch_tokens(run, KEY, max_memory=1 << 20)
     with pytest.raises(InputError, match=r"in another order.*--atlas"):
         batch_tokens(run, KEY, atlas=[sources[1], sources[0]])
     assert not list(run.path.glob("batches-*"))
