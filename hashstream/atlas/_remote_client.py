@@ -76,7 +76,7 @@ def client_for(url: str, settings: RemoteSettings) -> Any:
     pauses = {
         "init_backoff": timedelta(seconds=PAUSE_S),
         "max_backoff": timedelta(seconds=LONGEST_PAUSE_S),
-        "base": 4,  # each pause is drawn from the shortest to so many times the last: twice it on average
+        "base": 6,  # each pause is drawn from the shortest to so many times the last: it doubles as a rule
     }
     options: dict[str, Any] = {
         "client_options": {"timeout": timedelta(seconds=settings.timeout), **({"allow_http": True} if plain else {})},
