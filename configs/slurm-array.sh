@@ -23,6 +23,10 @@ if [[ $# -lt 2 ]]; then
   exit 2
 fi
 export ATLAS=$1 RUN=${2%/} JOBS=${3:-16} HASHER=${HASHER:-}
+if [[ ! "$JOBS" =~ ^[1-9][0-9]*$ ]]; then
+  echo "$0: JOBS is $JOBS; expected a whole number from 1 on" >&2
+  exit 2
+fi
 after=()
 if [[ -z "$HASHER" ]]; then
   HASHER=$RUN.hasher

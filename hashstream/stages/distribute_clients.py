@@ -77,6 +77,7 @@ def client_of(address: str, progress: ProgressListener) -> Iterator[Client]:
         If none answers there.
     """
     from distributed import Client
+    from distributed.utils import silence_logging_cmgr
 
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
@@ -85,7 +86,8 @@ def client_of(address: str, progress: ProgressListener) -> Iterator[Client]:
             f"--scheduler {address}: no dask scheduler answers there within {CONNECT_S:.0f} s ({error}); "
             "expected an address such as tcp://host:8786, as `dask scheduler` prints it."
         ) from error
-    with client:
+    # What goes wrong is said here, in words; the client would print the traceback of it first.
+    with silence_logging_cmgr(logging.CRITICAL), client:
         if not client.nthreads():
             progress.note(f"{address}: no workers yet; waiting for the first")
             client.wait_for_workers(1)

@@ -78,7 +78,8 @@ class EncodeJob:
         """Encode some partitions, one after the other, and keep what is done while the next is encoded.
 
         Codes are kept a partition at a time. The table goes on over consecutive partitions, until
-        `EncodeSettings.checkpoint_seconds` have passed; whatever is not in a kept table by then would be done again.
+        `EncodeSettings.checkpoint_seconds` have passed; whatever is not in a kept table by then would be done again. Of
+        the job of an array, for which nothing follows here, each partition is kept.
 
         Parameters
         ----------
@@ -100,7 +101,7 @@ class EncodeJob:
                     codes = tally.take(chunks, *self.bounds(number), progress.advance)
                     keeper.submit(work.save_codes, number, self.bounds(number)[0], codes)
                     del codes
-                    late = time.monotonic() - begin >= self.settings.checkpoint_seconds
+                    late = not hold or time.monotonic() - begin >= self.settings.checkpoint_seconds
                     if late or following != number + 1:
                         part, tally = tally.part(), None
                         # No part of the cells needs a shorter prefix than all: the next may begin with this one's.

@@ -81,7 +81,10 @@ def build_reference(
     wanted += [_Wanted(name, "other") for name in columns]
     names = [column.name for column in wanted]
     if len(set(names)) != len(names):
-        raise SettingsError(f"{', '.join(map(repr, names))}: a column is named twice; name each once.")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingsError(
+            f"the column {twice!r} is named twice among --labels, --batch-key and --column; name each once."
+        )
     hasher = _shared_hasher(opened)
     with new_folder(target) as folder, DatabaseWriter(folder, hasher.n_words) as writer:
         for column in wanted:

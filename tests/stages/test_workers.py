@@ -276,3 +276,8 @@ def test_the_script_for_slurm(tmp_path: Path) -> None:
     assert [line.count("--dependency=") for line in submitted] == [0, 1, 1]
     assert "--dependency=afterok:77" in submitted[1]
     assert "--dependency=afterany:77" in submitted[2]
+    log.unlink()
+    for jobs in ("0", "-1", "abc", "2.5"):
+        refused = subprocess.run(["bash", script, "/x/a.zarr", "/x/run", jobs], env=environment, capture_output=True, text=True)
+        assert (refused.returncode, log.exists()) == (2, False)
+        assert f"JOBS is {jobs}; expected a whole number" in refused.stderr
