@@ -73,9 +73,8 @@ def label_metrics(table: Counts, found: Sequence[str], true: Sequence[str], *, u
     names = sorted(set(true) | (set(found) - {unknown}))
     position = {name: i for i, name in enumerate(names)}
     square = np.zeros((len(names) + 1, len(names) + 1), dtype=np.int64)
-    for i, a in enumerate(found):
-        for j, b in enumerate(true):
-            square[len(names) if a == unknown else position[a], position[b]] += table[i, j]
+    rows = [len(names) if name == unknown else position[name] for name in found]
+    np.add.at(square, np.ix_(rows, [position[name] for name in true]), table)
     support = square.sum(axis=0)
     f1 = _f1(square)
     kept = support > 0

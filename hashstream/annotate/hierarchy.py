@@ -167,6 +167,16 @@ def parents_from_counts(counts: NDArray[np.integer], children: Sequence[str], pa
     return found
 
 
+def parents_above(classes: Sequence[str], parents: Mapping[str, str]) -> dict[str, str]:
+    """The part of a hierarchy that lies above some classes."""
+    return {name: parents[name] for one in classes for name in _path(one, parents)[:-1]}
+
+
+def is_above(ancestor: str, name: str, parents: Mapping[str, str]) -> bool:
+    """Whether one name is an ancestor of another."""
+    return ancestor in _path(name, parents)[1:]
+
+
 def _path(name: str, parents: Mapping[str, str]) -> list[str]:
     """A name and its ancestors, nearest first."""
     path = [name]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.annotate.hierarchy import hierarchical_labels, parents_from_counts, read_hierarchy
+from hashstream.annotate.hierarchy import hierarchical_labels, parents_above, parents_from_counts, read_hierarchy
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.arrow import category_array
 from hashstream.runtime.run import Run
@@ -137,6 +137,8 @@ def annotate(
         columns += [] if found.distance is None else ["label_distance"]
         columns += [] if parents is None else [LABEL_LEVEL.name]
     record["assigned_by"] = "cell" if by_cell else "bucket"
+    if parents is not None:
+        record["parents"] = parents_above(names, parents)
     reject = unknown_threshold > 0
     return write_labels(run, own_names, label, columns, novelty, reject=reject, record=record, begin=begin)
 

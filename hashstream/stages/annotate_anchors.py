@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hashstream.annotate import UNKNOWN
 from hashstream.annotate.anchors import AMBIGUOUS, EMPTY, REJECTIONS, Anchors, Scores
-from hashstream.annotate.hierarchy import HierarchicalLabels, hierarchical_labels, read_hierarchy
+from hashstream.annotate.hierarchy import HierarchicalLabels, hierarchical_labels, parents_above, read_hierarchy
 from hashstream.errors import InputError
 from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
@@ -116,6 +116,7 @@ def annotate_by_anchors(
         "left_out": dict(anchors.left_out),
         "unknown_threshold": unknown_threshold,
         "hierarchy": None if hierarchy is None else str(hierarchy),
+        **({} if ancestors is None else {"parents": parents_above(anchors.names, ancestors.parents)}),
     }
     # What the pass counts is only known once it is over; the record is completed then.
     stale = [column.name for column in LABELS if column.name not in columns]
@@ -137,10 +138,11 @@ class _Ancestors:
     ----------
     names : tuple of str
         The types, then their ancestors.
+    parents : mapping of str to str
     """
 
     def __init__(self, anchors: Anchors, parents: Mapping[str, str], unknown_threshold: float | None) -> None:
-        self._anchors, self._parents = anchors, parents
+        self._anchors, self.parents = anchors, parents
         own = anchors.ambiguous_below if unknown_threshold is None else np.full(anchors.n_classes, unknown_threshold)
         needed = {name: min(float(value), 1.0) for name, value in zip(anchors.names, own, strict=True)}
         of_types = dict(needed)
@@ -153,7 +155,7 @@ class _Ancestors:
         self.names = self._labels(np.zeros((0, anchors.n_classes))).names
 
     def _labels(self, probabilities: NDArray[np.floating]) -> HierarchicalLabels:
-        return hierarchical_labels(probabilities, self._anchors.names, self._parents, thresholds=self._thresholds)
+        return hierarchical_labels(probabilities, self._anchors.names, self.parents, thresholds=self._thresholds)
 
     def raise_labels(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.annotate import UNKNOWN
+from hashstream.annotate.hierarchy import is_above
 from hashstream.errors import InputError
 from hashstream.metrics import clustering_metrics, label_metrics, purity
 from hashstream.runtime.arrow import numbers_of
@@ -38,7 +39,8 @@ def evaluate(
     -------
     dict
         ``buckets`` (number and purity), and ``cluster``, ``label`` and ``label_majority`` where the run has them; see
-        `hashstream.metrics`.
+        `hashstream.metrics`. Labels that are ancestors of types, by `annotate` with a hierarchy, count as unknown;
+        ``parents`` says how many cells have one, and which share of these is of a type below it.
 
     Raises
     ------
@@ -63,10 +65,38 @@ def evaluate(
     for column in _LABELS:
         if column in present:
             table, found = _by_value(run, column, codes, len(names))
-            result[column] = label_metrics(table, found, names, unknown=UNKNOWN)
-    if len(result) == 3:
+            parents = run.meta["stages"].get("annotate", {}).get("parents", {})
+            of_parents, table, found = _without_parents(table, found, names, parents)
+            result[column] = {**label_metrics(table, found, names, unknown=UNKNOWN), **of_parents}
+            if (labels := {*found} - {UNKNOWN}) and not labels & {*names}:
+                result["hint"] = (
+                    f"no {column} is a value of obs[{truth!r}]: {_some(sorted(labels))} here, {_some(names)} there; rename one"
+                )
+    if not set(result) & {"cluster", *_LABELS}:
         result["hint"] = f"the run has neither clusters nor labels yet: hashstream cluster {run.path}"
     return result
+
+
+def _without_parents(
+    table: NDArray[np.int64], found: list[str], names: list[str], parents: Mapping[str, str]
+) -> tuple[dict[str, Any], NDArray[np.int64], list[str]]:
+    """Labels that are ancestors of types, as if they were unknown, and how many cells have one and are below it."""
+    above = {*parents.values()} - {*names}
+    rows = [i for i, name in enumerate(found) if name in above]
+    if not rows:
+        return {}, table, found
+    right = sum(int(table[i, j]) for i in rows for j, name in enumerate(names) if is_above(found[i], name, parents))
+    n_cells = int(table[rows].sum())
+    said = {"parents": {"cells": n_cells, "right": round(right / n_cells, 6) if n_cells else None}}
+    renamed = [UNKNOWN if i in rows else name for i, name in enumerate(found)]
+    kept = [*dict.fromkeys(renamed)]
+    merged = np.zeros((len(kept), table.shape[1]), dtype=np.int64)
+    np.add.at(merged, [kept.index(name) for name in renamed], table)
+    return said, merged, kept
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) or "none"
 
 
 def _by_value(run: Run, column: str, truth: NDArray[np.int32], n_types: int) -> tuple[NDArray[np.int64], list[str]]:

@@ -51,6 +51,11 @@ def test_evaluate_scores_clusters_and_labels(hashstream: Cli, runs: Path) -> Non
     assert "hint" in only_buckets
 
 
+def test_labels_that_are_no_values_of_the_truth_are_said(hashstream: Cli, runs: Path) -> None:
+    found = data(hashstream("--json", "evaluate", runs / "query", "--truth", "batch"))
+    assert "no label is a value of obs['batch']: 'type 0', 'type 1', 'type 2' here, 'b0', 'b1' there" in found["hint"]
+
+
 def test_evaluate_by_hand(hashstream: Cli, runs: Path) -> None:
     from sklearn.metrics import adjusted_rand_score
 

@@ -301,6 +301,7 @@ def test_an_ambiguous_cell_gets_a_parent(tmp_path: Path) -> None:
     run = encode(tmp_path / "atlas.h5ad", tmp_path / "run", hasher=tmp_path / "hasher")
     assert run is not None
     (tmp_path / "parents.csv").write_text("child,parent\ntype 0,first\ntype 1,first\nfirst,all\ntype 2,all\n")
+    types_of_all = ["type 0", "type 1", "type 2"]
     options = {"hasher": tmp_path / "hasher", "unknown_threshold": 0.9}
     annotate_by_anchors(run, **options)
     plain, kinds = column(run.path, "label"), column(run.path, "label_rejection")
@@ -316,7 +317,16 @@ def test_an_ambiguous_cell_gets_a_parent(tmp_path: Path) -> None:
     assert first[~either].mean() < 0.05
     assert min(np.array(column(run.path, "label_confidence"))[first]) >= 0.9
     assert record["cells"]["first"] == first.sum()
+    # For `evaluate` a parent is no wrong type: it is told apart.
+    scores = evaluate(run.path, "cell_type")["label"]
+    of_parent = np.isin(labels, ["first", "all"])
+    under = (np.array(labels) == "first") & either | (np.array(labels) == "all") & np.isin(truth, types_of_all)
+    assert scores["parents"] == {"cells": of_parent.sum(), "right": round(under.sum() / of_parent.sum(), 6)}
+    own = ~of_parent & (np.array(labels) != "unknown")
+    assert scores["accuracy_of_labelled"] == pytest.approx((np.array(labels) == truth)[own].mean())
+    assert scores["labelled"] == pytest.approx(own.mean())
     annotate_by_anchors(run, **options)
+    assert "parents" not in evaluate(run.path, "cell_type")["label"]
     assert "label_level" not in Run.open(run.path).cell_columns()
 
 

@@ -85,7 +85,15 @@ def match_genes(sources: list[Source], how: str) -> tuple[pd.Index, list[NDArray
         if source.keep is not None:
             columns[~source.keep] = -1
         maps.append(columns)
-    return names, maps, _left_out(sources, kept, len(names)) if how == "intersection" else []
+    notes = _left_out(sources, kept, len(names)) if how == "intersection" else _apart(sources, kept, len(shared))
+    return names, maps, notes
+
+
+def _apart(sources: list[Source], kept: list[pd.Index], n_shared: int) -> list[str]:
+    """A note where few genes of a union are of all sources; none where these have most of theirs in common."""
+    if len(sources) == 1 or 2 * n_shared >= min(map(len, kept)):
+        return []
+    return [f"only {n_shared:,} genes are in all sources: {_why_few(sources, kept, n_shared)}"]
 
 
 def _left_out(sources: list[Source], kept: list[pd.Index], n_shared: int) -> list[str]:
