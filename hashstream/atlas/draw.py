@@ -28,7 +28,7 @@ _BLOCK_ROWS = 1 << 20
 
 
 def balanced_rows(
-    labels: NDArray[np.int32], n_classes: int, n_wanted: int, *, rng: np.random.Generator
+    labels: NDArray[np.int32], n_classes: int, n_wanted: int, *, rng: np.random.Generator, balance: float = 1.0
 ) -> NDArray[np.int64]:
     """Rows of about `n_wanted` labelled cells, ascending: all of small classes, equally many of the larger ones.
 
@@ -36,15 +36,20 @@ def balanced_rows(
     ----------
     labels : (n_cells,) int32
         -1 where there is none.
+    balance : float
+        Of the larger classes, one of n cells gets a share of n to the power 1 - balance.
     """
     sizes = _sizes(labels, n_classes)
     if sizes.sum() <= n_wanted:
         return np.flatnonzero(labels >= 0)
-    # The largest number a class at which the total fits: classes below it give their surplus to the others.
-    rising = np.sort(sizes)
-    room = (n_wanted - np.cumsum(rising) + rising) / np.arange(n_classes, 0, -1)
-    quota = max(int(room[int((rising > room).argmax())]), 1)
-    return draw_rows(labels, np.minimum(sizes, quota), rng=rng)
+    # The largest number a share at which the total fits: classes below it give their surplus to the others.
+    shares = sizes.astype(np.float64) ** (1 - balance)
+    full_at = sizes.astype(np.float64) ** balance
+    rising = np.argsort(full_at, kind="stable")
+    taken, rest = np.cumsum(sizes[rising]) - sizes[rising], np.cumsum(shares[rising][::-1])[::-1]
+    room = (n_wanted - taken) / rest
+    a_share = room[int((full_at[rising] > room).argmax())]
+    return draw_rows(labels, np.minimum(sizes, np.maximum((a_share * shares).astype(np.int64), 1)), rng=rng)
 
 
 def draw_rows(

@@ -257,6 +257,10 @@ def test_balanced_rows() -> None:
     assert sizes[65].tolist() == [5, 30, 30]
     assert sizes[250].tolist() == [5, 100, 145]
     assert sizes[405].tolist() == sizes[900].tolist() == [5, 100, 300]
+    halfway = balanced_rows(labels, 3, 65, rng=rng, balance=0.5)  # as 10 to 17.3, beside the small class
+    assert np.bincount(labels[halfway], minlength=3).tolist() == [4, 21, 38]
+    as_they_come = balanced_rows(labels, 3, 81, rng=rng, balance=0.0)
+    assert np.bincount(labels[as_they_come], minlength=3).tolist() == [1, 20, 60]
     rows = balanced_rows(labels, 3, 65, rng=rng)
     assert (np.diff(rows) > 0).all()
     assert not np.array_equal(rows, balanced_rows(labels, 3, 65, rng=rng))
@@ -326,6 +330,14 @@ def test_batches_are_balanced_over_the_types(balance: float, expected: float, at
     classes = (np.arange(500) < 50).astype(np.int64)
     source = InMemory(z, np.arange(500), classes, 2, balance=balance)
     drawn = [c for _, c in source.batches(20, 100, rng=np.random.default_rng(0))]
+    assert np.mean(drawn) == pytest.approx(expected, abs=0.04)
+    # Also where the atlas is streamed, and few of the rare type are there to be held.
+    labels = np.full(600, -1, np.int32)
+    labels[:500] = classes
+    names, capacity = atlas.stores[0].gene_names, 200
+    streamed = Streamed(atlas, labels, names, z, n_classes=2, target_sum=1e4, capacity=capacity, balance=balance)
+    drawn = [c for _, c in streamed.batches(20, 100, rng=np.random.default_rng(0))]
+    assert [len(c) for c in drawn] == [100] * 20
     assert np.mean(drawn) == pytest.approx(expected, abs=0.04)
 
 

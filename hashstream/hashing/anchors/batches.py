@@ -63,8 +63,9 @@ class InMemory:
 class Streamed:
     """Batches of a reference that is larger than what may be held: each round holds other random cells.
 
-    A round is one pass over the atlas that keeps the chosen genes of as many random cells as fit in memory. Within a
-    round no cell is used twice, in random order; those that no longer fill a batch are left.
+    A round is one pass over the atlas that keeps the chosen genes of as many random cells as fit in memory. From these
+    as many are drawn, with replacement; or where cells are drawn as they come, each once, in random order, but for
+    those that no longer fill a batch.
 
     Parameters
     ----------
@@ -76,8 +77,9 @@ class Streamed:
         How counts are standardised; its cells are not used.
     capacity : int
         Cells that may be held.
-    balanced : bool
-        Draw equally many cells of each class, as far as they go, instead of cells as they come.
+    balance : float
+        A class of n cells is drawn n to the power 1 - balance times as often, however many of its cells are held; 0
+        draws cells as they come.
     """
 
     def __init__(
@@ -90,19 +92,19 @@ class Streamed:
         n_classes: int,
         target_sum: float,
         capacity: int,
-        balanced: bool,
+        balance: float,
     ) -> None:
         self._atlas, self._labels, self._n_classes = atlas, labels, n_classes
         self._columns, self._n_genes = numbers_among(atlas, genes), len(genes)
         self._z, self._target_sum = z, target_sum
-        self._capacity, self._balanced = capacity, balanced
+        self._capacity, self._balance = capacity, balance
         self.sizes = np.bincount(labels[labels >= 0], minlength=n_classes)
 
     def batches(self, n_steps: int, n_cells: int, *, rng: np.random.Generator) -> Iterator[Batch]:
         done = 0
         while done < n_steps:
             z, classes = self._round(min((n_steps - done) * n_cells, self._capacity), rng)
-            order = rng.permutation(len(classes))
+            order = self._order(classes, rng)
             for start in range(0, max(len(order) - n_cells + 1, 1), n_cells):
                 if done == n_steps:
                     return
@@ -112,9 +114,19 @@ class Streamed:
                 done += 1
             del z  # before the next round is read
 
+    def _order(self, classes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """As many of the cells of a round as there are, in the order of their use."""
+        if not self._balance:
+            return rng.permutation(len(classes))
+        held = np.bincount(classes, minlength=self._n_classes)
+        share = np.maximum(self.sizes, 1.0) ** (1 - self._balance) / np.maximum(held, 1)
+        ends = np.cumsum(share[classes])
+        drawn = np.searchsorted(ends, rng.random(len(classes)) * ends[-1], side="right")
+        return np.minimum(drawn, len(classes) - 1)
+
     def _round(self, n_wanted: int, rng: np.random.Generator) -> tuple[Standardised, NDArray[np.int64]]:
-        if self._balanced:
-            rows = balanced_rows(self._labels, self._n_classes, n_wanted, rng=rng)
+        if self._balance:
+            rows = balanced_rows(self._labels, self._n_classes, n_wanted, rng=rng, balance=min(self._balance, 1.0))
         else:
             rows = draw_rows(self._labels >= 0, np.array([0, min(n_wanted, self.sizes.sum())]), rng=rng)
         blocks = read_cells(self._atlas, rows, self._columns)

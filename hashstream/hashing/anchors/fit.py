@@ -134,7 +134,7 @@ def fit_anchors(
             n_classes=len(classes.names),
             target_sum=settings.target_sum,
             capacity=int(min(_MOST_STREAMED, settings.sample_nnz / per_cell)),
-            balanced=settings.loss != "schash",
+            balance=0.0 if settings.loss == "schash" else settings.sampling_balance,
         )
 
     with threadpool_limits(limits=1, user_api="blas"):
