@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,8 +159,7 @@ class Run:
     def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint64]:
         """Codes of cells `start` to `stop`: (n, n_words) uint64."""
         stop = self.n_cells if stop is None else stop
-        codes = self._codes()
-        self._check_shards(codes)
+        codes = self._checked_codes
         try:
             return np.asarray(codes[start:stop])
         except Exception as error:
@@ -167,6 +167,13 @@ class Run:
                 f"{self.path / CODES}: rows {start} to {stop} cannot be read ({type(error).__name__}: {error}). "
                 "The run is damaged; encode again."
             ) from error
+
+    @cached_property
+    def _checked_codes(self) -> Any:
+        """The array of codes, none of whose shards is missing: looked at once, not for each block of cells."""
+        codes = self._codes()
+        self._check_shards(codes)
+        return codes
 
     def _check_shards(self, codes: Any) -> None:
         """Raise InputError if shards are missing: zarr reads zeros then, and writes none only for zeros."""

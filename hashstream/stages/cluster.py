@@ -20,7 +20,8 @@ from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
-from hashstream.stages.cluster_cells import CellClusters, pair_counts
+from hashstream.stages.cluster_cells import CellClusters
+from hashstream.stages.pairs import PairCounter, Pairs
 
 ASSIGNMENTS = ("auto", "bucket", "cell")
 #: Pairs of clusters in the record, of those between which most cells are torn.
@@ -150,8 +151,10 @@ def cluster(
         cells = CellClusters.of_buckets(run, labels, n_threads=available_threads())
         sizes = cells.sizes
     if cells is None:
-        torn = np.where(found.confidence < UNSURE, tokens.counts, 0)
-        mixed = _mixed(UNSURE, pair_counts(labels, rank[found.other], found.n_clusters, torn), run.n_cells)
+        torn = found.confidence < UNSURE
+        counter = PairCounter(found.n_clusters)
+        counter.add(labels[torn], rank[found.other[torn]], tokens.counts[torn])
+        mixed = _mixed(UNSURE, counter.pairs(), run.n_cells)
     else:
         mixed = _mixed(UNSURE_PROBABILITY, cells.unsure, run.n_cells)
     record = {
@@ -210,7 +213,7 @@ def _cluster_landmarks(
         "bucket_bits": run.n_bits,
         "batch_key": None,
         "sizes": sizes,
-        "mixed": _mixed(UNSURE_PROBABILITY, np.zeros((1, 1), np.int64) if cells is None else cells.unsure, run.n_cells),
+        "mixed": _mixed(UNSURE_PROBABILITY, PairCounter(1).pairs() if cells is None else cells.unsure, run.n_cells),
         "warnings": [],
         "seed": seed,
         "seconds": round(time.perf_counter() - begin, 3),
@@ -246,19 +249,20 @@ def _with_progress(tokens: Tokens, progress: ProgressListener, **options: Any) -
             progress.finish()
 
 
-def _mixed(below: float, torn: NDArray[np.int64], n_cells: int) -> dict[str, Any]:
+def _mixed(below: float, torn: Pairs, n_cells: int) -> dict[str, Any]:
     """The share of cells that are torn between two clusters, and the pairs between which most are.
 
     Parameters
     ----------
-    torn : (n_clusters, n_clusters) int64
+    torn : Pairs
         Cells of each cluster torn between it and another.
     """
-    pairs = np.triu(torn + torn.T, 1)
-    most = np.argsort(-pairs, axis=None, kind="stable")[:MIXED_LISTED]
-    found = [(int(pair // len(pairs)), int(pair % len(pairs))) for pair in most]
+    either = PairCounter(int(torn.first.max(initial=0)) + int(torn.second.max(initial=0)) + 1)
+    either.add(np.minimum(torn.first, torn.second), np.maximum(torn.first, torn.second), torn.counts)
+    low, high, counts = either.pairs()
+    most = np.argsort(-counts, kind="stable")[:MIXED_LISTED]
     return {
         "confidence_below": below,
-        "share_of_cells": round(float(torn.sum() / n_cells), 4),
-        "between": [{"clusters": [str(a), str(b)], "cells": int(pairs[a, b])} for a, b in found if pairs[a, b]],
+        "share_of_cells": round(float(torn.counts.sum() / n_cells), 4),
+        "between": [{"clusters": [str(low[i]), str(high[i])], "cells": int(counts[i])} for i in most],
     }

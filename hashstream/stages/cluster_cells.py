@@ -16,6 +16,7 @@ from hashstream.cluster.cells import BitProfiles
 from hashstream.kernels import count_set_bits
 from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
+from hashstream.stages.pairs import PairCounter, Pairs
 
 _SAMPLED = 20_000
 _SLOW = ("igraph", "scipy.optimize", "scipy.special")
@@ -35,7 +36,7 @@ class CellClusters:
         Cells of each, falling.
     moved : int or None
         Cells that are not in their bucket's cluster; None where buckets have none.
-    unsure : (n_clusters, n_clusters) int64
+    unsure : Pairs
         Cells of each cluster that are torn between it and each other one.
     """
 
@@ -44,7 +45,7 @@ class CellClusters:
     number: NDArray[np.int32]
     sizes: NDArray[np.int64]
     moved: int | None
-    unsure: NDArray[np.int64]
+    unsure: Pairs
     n_threads: int
 
     @classmethod
@@ -108,32 +109,28 @@ class CellClusters:
         cls, run: Run, profiles: BitProfiles, n: int, labels: NDArray[np.int32] | None, n_threads: int
     ) -> CellClusters:
         """Clusters by size, from one pass over the codes."""
-        cells, moved, unsure = np.zeros(n, np.int64), 0, np.zeros((n, n), np.int64)
+        cells, moved, unsure = np.zeros(n, np.int64), 0, PairCounter(n)
         for rows, buckets in _blocks(run):
             found, confidence, other = profiles.assign(run.codes(rows.start, rows.stop), n_threads=n_threads)
             cells += np.bincount(found, minlength=n)
-            unsure += pair_counts(found, other, n, confidence < UNSURE_PROBABILITY)
+            torn = confidence < UNSURE_PROBABILITY
+            unsure.add(found[torn], other[torn])
             if labels is not None:
                 moved += int(np.count_nonzero(found != labels[buckets]))
         order = np.argsort(-cells, kind="stable")[: np.count_nonzero(cells)]
         number = np.full(n, -1, np.int32)
         number[order] = np.arange(len(order), dtype=np.int32)
-        torn = unsure[np.ix_(order, order)]
-        return cls(run, profiles, number, cells[order], None if labels is None else moved, torn, n_threads)
+        first, second, counts = unsure.pairs()
+        first, second = number[first].astype(np.int64), number[second].astype(np.int64)
+        kept = (first >= 0) & (second >= 0)
+        pairs = Pairs(first[kept], second[kept], counts[kept])
+        return cls(run, profiles, number, cells[order], None if labels is None else moved, pairs, n_threads)
 
     def columns(self, rows: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         """Columns of some cells, for `Run.set_cell_columns`."""
         found, confidence, _ = self.profiles.assign(self.run.codes(rows.start, rows.stop), n_threads=self.n_threads)
         names = [str(i) for i in range(len(self.sizes))]
         return {"cluster": category_array(names, self.number[found]), "cluster_confidence": number_array(confidence)}
-
-
-def pair_counts(
-    own: NDArray[np.integer], other: NDArray[np.integer], n: int, weights: NDArray[np.integer | np.bool_]
-) -> NDArray[np.int64]:
-    """Sums of `weights` for each pair of a cluster and another one: (n, n) int64."""
-    pairs = own.astype(np.int64) * n + other
-    return np.bincount(pairs, weights=weights, minlength=n * n).reshape(n, n).astype(np.int64)
 
 
 def profiles_of_buckets(run: Run, labels: NDArray[np.int32], n: int) -> BitProfiles:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from hashstream.annotate import UNKNOWN
 from hashstream.annotate.hierarchy import is_above
 from hashstream.errors import InputError
-from hashstream.metrics import clustering_metrics, label_metrics, purity
+from hashstream.metrics import clustering_metrics, label_metrics
 from hashstream.runtime.arrow import numbers_of
 from hashstream.runtime.run import Run
-from hashstream.stages.truth import bucket_counts, run_labels
+from hashstream.stages.pairs import Pairs
+from hashstream.stages.truth import bucket_pairs, run_labels
 
 #: Columns of labels, each of which is scored where the run has it.
 _LABELS = ("label", "label_majority")
@@ -50,14 +51,14 @@ def evaluate(
     run = run if isinstance(run, Run) else Run.open(run)
     atlas = [atlas] if isinstance(atlas, str | Path) else atlas
     codes, names = run_labels(run, truth, atlas=atlas)
-    counts = bucket_counts(run, codes, len(names))
-    n_cells = int(counts.sum())
+    pairs = bucket_pairs(run, codes, len(names))
+    n_cells = int(pairs.counts.sum())
     if n_cells == 0:
         raise InputError(f"obs[{truth!r}] has no values for the cells of {run.path}.")
     result: dict[str, Any] = {
         "n_cells": n_cells,
         "truth": truth,
-        "buckets": {"n_buckets": run.n_buckets, "bucket_bits": run.bucket_bits, "purity": purity(counts)},
+        "buckets": {"n_buckets": run.n_buckets, "bucket_bits": run.bucket_bits, "purity": _purity(pairs)},
     }
     present = run.cell_columns()
     if "cluster" in present:
@@ -75,6 +76,12 @@ def evaluate(
     if not set(result) & {"cluster", *_LABELS}:
         result["hint"] = f"the run has neither clusters nor labels yet: hashstream cluster {run.path}"
     return result
+
+
+def _purity(pairs: Pairs) -> float:
+    """Share of cells that are of their bucket's most frequent type."""
+    begins = np.flatnonzero(np.diff(pairs.first, prepend=-1))
+    return float(np.maximum.reduceat(pairs.counts, begins).sum() / pairs.counts.sum())
 
 
 def _without_parents(

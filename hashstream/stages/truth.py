@@ -14,6 +14,7 @@ from hashstream.atlas import joined_column
 from hashstream.atlas.values import numbered_texts
 from hashstream.errors import InputError
 from hashstream.runtime.run import Run
+from hashstream.stages.pairs import PairCounter, Pairs
 from hashstream.stages.run_atlas import open_run_obs
 
 if TYPE_CHECKING:
@@ -106,12 +107,18 @@ def categories(column: pd.Series, key: str) -> tuple[NDArray[np.int32], list[str
 
 def bucket_counts(run: Run, codes: NDArray[np.int32], n_values: int) -> NDArray[np.int64]:
     """Cells of each bucket and value: (n_buckets, n_values) int64; cells without a value are left out."""
-    counts = np.zeros(run.n_buckets * n_values, dtype=np.int64)
-    start = 0
+    pairs = bucket_pairs(run, codes, n_values)
+    counts = np.zeros((run.n_buckets, n_values), dtype=np.int64)
+    counts[pairs.first, pairs.second] = pairs.counts
+    return counts
+
+
+def bucket_pairs(run: Run, codes: NDArray[np.int32], n_values: int) -> Pairs:
+    """As `bucket_counts`: the buckets and values of which there are cells."""
+    counter, start = PairCounter(n_values), 0
     for buckets in run.cell_buckets():
         values = codes[start : start + len(buckets)]
         known = values >= 0
-        flat = buckets[known].astype(np.int64) * n_values + values[known]
-        counts += np.bincount(flat, minlength=len(counts))
+        counter.add(buckets[known], values[known])
         start += len(buckets)
-    return counts.reshape(run.n_buckets, n_values)
+    return counter.pairs()
