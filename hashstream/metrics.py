@@ -55,7 +55,7 @@ def clustering_metrics(table: Counts) -> dict[str, float]:
         "ari": adjusted_rand_index(table),
         "nmi": normalized_mutual_information(table),
         "acc": float(np.trace(matched) / table.sum()),
-        "macro_f1": float(_f1(matched)[matched.sum(axis=0) > 0].mean()),
+        "macro_f1": float(f1_of_classes(matched)[matched.sum(axis=0) > 0].mean()),
         "purity": purity(table),
         "n_clusters": int((table.sum(axis=1) > 0).sum()),
         "n_types": int((table.sum(axis=0) > 0).sum()),
@@ -76,7 +76,7 @@ def label_metrics(table: Counts, found: Sequence[str], true: Sequence[str], *, u
     rows = [len(names) if name == unknown else position[name] for name in found]
     np.add.at(square, np.ix_(rows, [position[name] for name in true]), table)
     support = square.sum(axis=0)
-    f1 = _f1(square)
+    f1 = f1_of_classes(square)
     kept = support > 0
     total = int(square.sum())
     known = int(square[: len(names)].sum())
@@ -113,7 +113,7 @@ def _match(table: Counts) -> Counts:
     return out
 
 
-def _f1(square: Counts) -> NDArray[np.float64]:
+def f1_of_classes(square: Counts) -> NDArray[np.float64]:
     """F1 of each class of a square table, 0 where there is neither a true nor a found cell."""
     hits = np.diagonal(square).astype(np.float64)
     denominator = square.sum(axis=0) + square.sum(axis=1)

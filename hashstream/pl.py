@@ -69,7 +69,7 @@ def map(
     from hashstream.downstream.pictures import on_page
     from hashstream.downstream.plots import axes_of, draw_names, draw_values
     from hashstream.runtime.provenance import available_threads
-    from hashstream.stages.report import DEFAULT_POINTS, ReportSettings, _drawn
+    from hashstream.stages.report import DEFAULT_POINTS, ReportSettings, drawn_cells
 
     run = _as_it_is_now(run)
     settings = ReportSettings(points=DEFAULT_POINTS if points is None else points)
@@ -77,7 +77,7 @@ def map(
         color = next((name for name in ("cluster", "label") if name in run.cell_columns()), None)
     found = None if color is None else _column(run, color, [atlas] if isinstance(atlas, str | Path) else atlas)
     ax = axes_of(ax, size=(6.5, 4.5))
-    rows, embedding = _drawn(run, settings.points)  # the cells that a report draws
+    rows, embedding = drawn_cells(run, settings.points)  # the cells that a report draws
     places = on_page(plane_layout(embedding, seed=seed, n_threads=available_threads()))
     if found is None:
         draw_names(ax, places, np.zeros(len(rows), np.int32), ["cells"])

@@ -76,16 +76,6 @@ def _totals(indptr: Any, data: Any, flags: NDArray[np.uint8]) -> NDArray[np.floa
     return totals
 
 
-def log_normalise(indptr: Any, indices: Any, data: Any, n_genes: int, *, target_sum: float) -> NDArray[np.float32]:
-    """float32(log1p(count * (target_sum / total))); 0 in rows that are empty or bad."""
-    totals, _ = row_totals(indptr, indices, data, n_genes)
-    out = np.zeros(len(data), np.float32)
-    for row in np.flatnonzero(totals):
-        part = slice(indptr[row], indptr[row + 1])
-        out[part] = log1p_(np.asarray(data[part], dtype=np.float64) * (target_sum / totals[row]))
-    return out
-
-
 def _affine(
     rows: NDArray[np.intp], values: NDArray[np.float32], weight: NDArray[np.float32], bias: NDArray[np.float32]
 ) -> NDArray[np.float32]:

@@ -331,11 +331,6 @@ class Anchors:
         return {name: getattr(self, name) for name in _TENSOR_TYPES}
 
 
-def has_anchors(folder: str | Path) -> bool:
-    """Whether a Hasher's folder holds anchors, too."""
-    return (Path(folder) / _META).is_file()
-
-
 def novelty_features(
     fit: NDArray[np.float64],
     common: NDArray[np.floating],

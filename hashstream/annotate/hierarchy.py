@@ -98,7 +98,9 @@ def hierarchical_labels(
     confidence = np.zeros(len(rows))
     for level in range(int(height.max()) + 1):
         # Each class stands for its furthest ancestor that is no higher, or for itself alone.
-        stand = np.array([number[[n for n in path if height[number[n]] <= level or n == path[0]][-1]] for path in paths])
+        stand = np.array(
+            [number[[n for n in path if height[number[n]] <= level or n == path[0]][-1]] for path in paths]
+        )
         reached_by = np.where(height[stand] <= level, total[:, stand], probabilities)
         first = reached_by.argmax(axis=1)
         best, reached = stand[first], reached_by[rows, first]

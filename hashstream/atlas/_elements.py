@@ -116,7 +116,7 @@ def _kind(node: Any) -> tuple[Any, Any]:
 
 
 def _strings(array: Any) -> NDArray[Any]:
-    return as_strings(array)[()]  # type: ignore[no-any-return]
+    return as_strings(array)[()]
 
 
 def attribute(node: Any, key: str) -> Any:

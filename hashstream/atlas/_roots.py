@@ -91,8 +91,8 @@ def _allow_files(n: int) -> None:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         if most < wanted:
             raise InputError(
-                f"{n} stores are given, but this process may open {hard} files at most (ulimit -Hn). Join some into one "
-                "atlas with `hashstream ingest`, or encode some and add the others with `encode --append`."
+                f"{n} stores are given, but this process may open {hard} files at most (ulimit -Hn). Join some into "
+                "one atlas with `hashstream ingest`, or encode some and add the others with `encode --append`."
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 

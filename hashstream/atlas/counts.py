@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.matrix import RowMatrix
@@ -53,7 +55,7 @@ def summarise_values(matrix: RowMatrix) -> ValueSummary:
         chunk = matrix.read_rows(int(start), min(int(start) + n_looked, n_rows))
         n_looked_at, n_values = n_looked_at + chunk.n_rows, n_values + chunk.nnz
         unsorted = unsorted or _is_unsorted(chunk)
-        values = chunk.data
+        values: NDArray[Any] = chunk.data
         least = min(least, float(np.nanmin(values, initial=0)))
         most = max(most, float(np.nanmax(values, initial=0)))
         for kind, wrong in (
@@ -70,7 +72,9 @@ def summarise_values(matrix: RowMatrix) -> ValueSummary:
         "negative": f"negative values (down to {least:.3g}), as after scaling",
         "fraction": f"non-integer values up to {most:.3g}, as after {scale}",
     }
-    problem = next((f"{what}, first in row {first_row[kind]}" for kind, what in words.items() if kind in first_row), None)
+    problem = next(
+        (f"{what}, first in row {first_row[kind]}" for kind, what in words.items() if kind in first_row), None
+    )
     return ValueSummary(n_looked_at, n_values, unsorted, problem, most)
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hashstream.cluster.kmeans import weighted_means
 
-_BLOCK_TOKENS = 8192
+_BLOCK_ELEMENTS = 1 << 22  # tokens x clusters that are looked at at a time
 #: Below this a token is as near to another cluster as to its own, or nearly so. In many dimensions a token far outside
 #: both is not much farther from the one than from the other, so that few are above 0.6.
 UNSURE = 0.52
@@ -44,8 +44,9 @@ def assignment_confidence(
     own_distance = ((points - centres[labels]) ** 2).sum(axis=1)
     spread = max(float(np.average(own_distance, weights=counts)), 1e-12)
     confidence, other = np.empty(len(points), dtype=np.float32), np.empty(len(points), dtype=np.int32)
-    for start in range(0, len(points), _BLOCK_TOKENS):
-        rows = slice(start, start + _BLOCK_TOKENS)
+    step = max(_BLOCK_ELEMENTS // n_clusters, 1)
+    for start in range(0, len(points), step):
+        rows = slice(start, start + step)
         some = points[rows].astype(np.float64)
         distance = (some**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1) - 2.0 * some @ centres.T
         similarity = 1.0 / (1.0 + np.maximum(distance, 0.0) / spread)

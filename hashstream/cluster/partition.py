@@ -126,7 +126,7 @@ def cluster_tokens(
     elif method == "transformer":
         labels, points, chosen_by = _transformer(coarse, points, wanted, transformer, progress)
     else:
-        labels, chosen_by = _cluster(means, points, coarse.counts, method, wanted)
+        labels, points, chosen_by = _cluster(means, points, coarse.counts, method, wanted)
     used, compact = np.unique(labels, return_inverse=True)
     confidence, other = assignment_confidence(points, coarse.counts, compact)
     return TokenClusters(
@@ -181,7 +181,7 @@ def cluster_landmarks(
         return np.zeros(1, np.int32), "there is one landmark"
     points = smoothed(embedding, n_threads=n_threads)
     wanted = _Wanted(n_clusters, resolution, seed, n_threads)
-    labels, chosen_by = _cluster(embedding, points, np.ones(n, np.int64), method, wanted)
+    labels, _, chosen_by = _cluster(embedding, points, np.ones(n, np.int64), method, wanted)
     return np.unique(labels, return_inverse=True)[1].astype(np.int32), f"{chosen_by}, of {n:,} landmarks"
 
 
@@ -235,10 +235,11 @@ class _Wanted:
 
 def _cluster(
     means: NDArray[np.float32], points: NDArray[np.float32], counts: NDArray[np.int64], method: str, wanted: _Wanted
-) -> tuple[NDArray[np.int32], str]:
-    """Labels by a method that learns nothing; k-means takes the components unscaled."""
+) -> tuple[NDArray[np.int32], NDArray[np.float32], str]:
+    """Labels by a method that learns nothing, and the points it looks at: k-means takes the components unscaled."""
     if method == "leiden":
-        return _leiden(points, counts, wanted)
+        labels, chosen_by = _leiden(points, counts, wanted)
+        return labels, points, chosen_by
     n_clusters, chosen_by = wanted.number(points, counts)
     if method == "kmeans":
         points = means
@@ -246,8 +247,8 @@ def _cluster(
     if method == "kmeans":
         # Ten random starts often miss the tightest clusters; a cut of the Ward tree is one more, usually a good one.
         start = cut_tree(linkage, n_clusters)
-        return weighted_kmeans(points, counts, n_clusters, seed=wanted.seed, start=start), chosen_by
-    return ward_clusters(points, counts, linkage, n_clusters), chosen_by
+        return weighted_kmeans(points, counts, n_clusters, seed=wanted.seed, start=start), points, chosen_by
+    return ward_clusters(points, counts, linkage, n_clusters), points, chosen_by
 
 
 def _transformer(

@@ -58,7 +58,9 @@ CLUSTER_CONFIDENCE = Column(
 )
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 LABEL_MAJORITY = Column("label_majority", _NAMES, "label of most cells of the cell's cluster, or 'unknown'")
-LABEL_LEVEL = Column("label_level", pa.int32(), "steps up the label hierarchy: 0 a type, 1 a parent of types; -1 'unknown'")
+LABEL_LEVEL = Column(
+    "label_level", pa.int32(), "steps up the label hierarchy: 0 a type, 1 a parent of types; -1 'unknown'"
+)
 LABELS = (
     Column("label", _NAMES, "label of the cell, or 'unknown'"),
     Column("label_confidence", pa.float32(), "share of the votes for the label, or its probability by anchors, 0 to 1"),
@@ -67,7 +69,11 @@ LABELS = (
     ),
     Column("label_margin", pa.float32(), "probability of the best label less that of the second"),
     Column("label_novelty", pa.float32(), "how much the cell looks like a type that is not known"),
-    Column("label_rejection", _NAMES, "why the label is 'unknown': ambiguous, novel, or a cell without counts (empty); else nothing"),
+    Column(
+        "label_rejection",
+        _NAMES,
+        "why the label is 'unknown': ambiguous, novel, or a cell without counts (empty); else nothing",
+    ),
     Column("label_best", _NAMES, "most probable label, whether it was rejected or not"),
     Column("label_second", _NAMES, "second label; empty where there is none"),
     Column("label_second_probability", pa.float32(), "its probability"),

@@ -197,12 +197,12 @@ class _Raised:
         labels: NDArray[np.int32],
         confidence: NDArray[np.floating],
         names: list[str],
-        shares: NDArray[np.float32] | None,
+        shares: NDArray[np.float32],
         parents: dict[str, str] | None,
         threshold: float,
     ) -> _Raised:
         levels = None
-        if parents is not None and shares is not None:
+        if parents is not None:
             raised = hierarchical_labels(shares, names, parents, threshold=threshold)
             names, labels, confidence, levels = [*raised.names], raised.labels, raised.confidence, raised.levels
         return cls(names, np.where(labels < 0, len(names), labels), confidence.astype(np.float32), levels)

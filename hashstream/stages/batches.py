@@ -24,7 +24,6 @@ from hashstream.buckets import BucketIndex, BucketTable, Tokens
 from hashstream.errors import InputError, SettingsError
 from hashstream.runtime import schema
 from hashstream.runtime.arrow import number_array, numbers_of, without_missing
-from hashstream.runtime.budget import parse_bytes
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import new_file
 from hashstream.runtime.parquet import read_tokens, token_arrays, write_blocks

@@ -115,6 +115,8 @@ def cluster(
     if method == "auto":
         unknown = n_clusters is None and batch_key is None
         method = "leiden" if unknown or resolution is not None else "ward"
+    if transformer is not None and method != "transformer":
+        raise SettingsError(f"settings of the transformer are given, but the method is {method}; leave one out.")
     of_landmarks = coarse if method != "leiden" else bucket_bits is None
     if by_cell and of_landmarks and method != "transformer":
         return _cluster_landmarks(run, method, resolution=resolution, n_clusters=n_clusters, seed=seed, begin=begin)

@@ -185,11 +185,11 @@ def project_encode(
 
     Counted are a fresh process with its libraries and compiled kernels, the folded weights, the bucket table and the
     tokens made of it, with some rows on their way to the disk, the codes of two partitions, what each thread and the
-    one that opened the atlas decode with, files that are open beside the first, and chunks: one with each thread, what the kernels made of as many and of the
-    `AHEAD` that wait, taken for no larger than the chunks, and of two more that are being counted; of an atlas on the
-    network, the bytes of one on their way too. On a GPU threads only read, and pinned copies come to it. With settings
-    instead of a Hasher, one is fitted first; with `sampled`, a sample is drawn that a given Hasher is matched to; of
-    `sample_cells` cells either.
+    one that opened the atlas decode with, files that are open beside the first, and chunks: one with each thread, what
+    the kernels made of as many and of the `AHEAD` that wait, taken for no larger than the chunks, and of two more that
+    are being counted; of an atlas on the network, the bytes of one on their way too. On a GPU threads only read, and
+    pinned copies come to it. With settings instead of a Hasher, one is fitted first; with `sampled`, a sample is drawn
+    that a given Hasher is matched to; of `sample_cells` cells either.
     """
     n_bits, n_dims, n_genes = shape_of(hasher)
     n_words = (n_bits + 63) // 64

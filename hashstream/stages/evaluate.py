@@ -71,7 +71,8 @@ def evaluate(
             result[column] = {**label_metrics(table, found, names, unknown=UNKNOWN), **of_parents}
             if (labels := {*found} - {UNKNOWN}) and not labels & {*names}:
                 result["hint"] = (
-                    f"no {column} is a value of obs[{truth!r}]: {_some(sorted(labels))} here, {_some(names)} there; rename one"
+                    f"no {column} is a value of obs[{truth!r}]: {_some(sorted(labels))} here, {_some(names)} there; "
+                    "rename one"
                 )
     if not set(result) & {"cluster", *_LABELS}:
         result["hint"] = f"the run has neither clusters nor labels yet: hashstream cluster {run.path}"

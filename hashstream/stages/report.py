@@ -118,7 +118,7 @@ def report(
         raise SettingsError(f"-o {target}: give it a name that ends in {SUFFIX}.")
     check_file_target(target, force=force)
     before = read_record(run.path)
-    rows, points = _drawn(run, settings.points)
+    rows, points = drawn_cells(run, settings.points)
     summary = summarise_cells(run, rows, progress)
     top = None
     if markers is not None:
@@ -155,7 +155,7 @@ def report(
     }
 
 
-def _drawn(run: Run, most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def drawn_cells(run: Run, most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Rows of the landmarks that are drawn, at even distances, and where they lie: (n_drawn,), (n_drawn, n_dims)."""
     rows, embedding = run.landmarks()
     # All are smoothed, as clusters are found: of few, the nearest are too far.

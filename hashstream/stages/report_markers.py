@@ -63,7 +63,7 @@ _REMEDY = "make it with `hashstream markers RUN -o markers.csv`."
 
 
 def _blocks(path: Path) -> Iterator[pa.Table]:
-    """The three columns that are read, some rows at a time."""
+    """The columns that are read, some rows at a time."""
     if path.suffix not in FORMATS:
         raise InputError(f"{path}: expected a file that ends in {' or '.join(FORMATS)}; {_REMEDY}")
     if not path.is_file():

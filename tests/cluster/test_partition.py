@@ -181,6 +181,16 @@ def test_leiden_of_learned_tokens() -> None:
     assert found.chosen_by == "Leiden communities at resolution 0.5 of the learned tokens"
 
 
+@pytest.mark.parametrize("method", ["kmeans", "ward"])
+def test_the_own_mean_is_the_nearest_where_the_method_says_so(method: str) -> None:
+    """Confidence is measured where the method looked: k-means at the components as they are."""
+    rng = np.random.default_rng(2)
+    tokens, _ = blobs(2000, k=1)
+    tokens.means[:] = rng.standard_normal((2000, 12)) * np.linspace(8, 0.2, 12)
+    found = cluster_tokens(tokens, method=method, n_clusters=20, bucket_bits=20)
+    assert (found.confidence < 0.5).mean() < 0.005
+
+
 def test_confidence_is_high_inside_and_even_between() -> None:
     points = np.array([[-5.0, 0.0], [-5.2, 0.0], [5.0, 0.0], [5.2, 0.0], [0.0, 0.0], [6.0, 0.0]], dtype=np.float32)
     counts = np.array([100, 100, 100, 100, 1, 1])

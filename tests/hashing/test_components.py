@@ -173,7 +173,7 @@ def test_components_of_a_panel_take_little_beside_its_values() -> None:
 
 def test_scores_of_some_cells_and_the_deviation_of_all() -> None:
     rng = np.random.default_rng(0)
-    scores = rng.normal(size=(50_001, 3)) + [0, 1, 2]
+    scores = rng.normal(loc=[0, 1, 2], size=(50_001, 3))
     cuts = np.sort(rng.choice(50_001, 9, replace=False))
     some, deviation = pca_itq._some_scores(np.split(scores, cuts), 50_001)
     assert np.array_equal(some, scores[::3])

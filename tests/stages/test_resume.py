@@ -410,7 +410,10 @@ def test_a_plan_of_an_earlier_version_says_less(tmp_path: Path) -> None:
     work = WorkDir(tmp_path)
     write_json(tmp_path / "plan.json", {"record": {"paths": ["a", "b"]}})
     work._check_plan({"record": {"paths": ["a", "b"], "cell_names": ["x", "y"]}})
-    for paths, words in ((["a", "c"], r"\(record.paths\[1\]: was b, is c\)"), (["a"], "paths: 2 were given, 1 are now")):
+    for paths, words in (
+        (["a", "c"], r"\(record.paths\[1\]: was b, is c\)"),
+        (["a"], "paths: 2 were given, 1 are now"),
+    ):
         with pytest.raises(SettingsError, match=words):
             work._check_plan({"record": {"paths": paths, "cell_names": ["x"]}})
 

@@ -278,6 +278,8 @@ def test_the_script_for_slurm(tmp_path: Path) -> None:
     assert "--dependency=afterany:77" in submitted[2]
     log.unlink()
     for jobs in ("0", "-1", "abc", "2.5"):
-        refused = subprocess.run(["bash", script, "/x/a.zarr", "/x/run", jobs], env=environment, capture_output=True, text=True)
+        refused = subprocess.run(
+            ["bash", script, "/x/a.zarr", "/x/run", jobs], env=environment, capture_output=True, text=True
+        )
         assert (refused.returncode, log.exists()) == (2, False)
         assert f"JOBS is {jobs}; expected a whole number" in refused.stderr

@@ -12,7 +12,7 @@ from hashstream.annotate.anchors import OTHERS, Anchors, typical_fit_to_others
 from hashstream.calibration import temperature
 from hashstream.hashing.anchors.left_out import NoveltyWeights
 from hashstream.hashing.anchors.settings import AnchorSettings
-from hashstream.metrics import label_metrics
+from hashstream.metrics import f1_of_classes, label_metrics
 
 #: A type's own quantile counts as much as that of all types when it has so many correctly labelled validation cells.
 _PRIOR_CELLS = 20.0
@@ -104,6 +104,7 @@ def _summary(anchors: Anchors, codes: NDArray[np.uint64], classes: NDArray[np.in
     correct = scores.labels == classes
     accepted = scores.rejection == 0
     return {
+        "of": "the validation cells that temperature, novelty weights and thresholds were learned from",
         "validation_cells": len(classes),
         "accuracy": round(metrics["accuracy"], 6),
         "macro_f1": round(metrics["macro_f1"], 6),
@@ -111,10 +112,5 @@ def _summary(anchors: Anchors, codes: NDArray[np.uint64], classes: NDArray[np.in
         "rejected_ambiguous": round(float((scores.rejection == 1).mean()), 6),
         "rejected_novel": round(float((scores.rejection == 2).mean()), 6),
         "accuracy_of_accepted": round(float(correct[accepted].mean()), 6) if accepted.any() else None,
-        "f1": {name: round(float(f), 6) for name, f in zip(names, _f1(table), strict=True)},
+        "f1": {name: round(float(f), 6) for name, f in zip(names, f1_of_classes(table), strict=True)},
     }
-
-
-def _f1(table: NDArray[np.int64]) -> NDArray[np.float64]:
-    total = table.sum(axis=0) + table.sum(axis=1)
-    return 2 * np.diagonal(table) / np.maximum(total, 1)

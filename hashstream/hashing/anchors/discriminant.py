@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hashstream.annotate.discriminant import whiten
 from hashstream.hashing.anchors.cells import Standardised
+from hashstream.hashing.components import with_positive_peaks
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,4 @@ def _eigenvectors(gram: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     _, vectors = scipy.linalg.eigh(
         gram, subset_by_index=(n_genes - n, n_genes - 1), overwrite_a=True, check_finite=False
     )
-    vectors = vectors[:, ::-1]
-    # An eigenvector's sign is arbitrary; the largest loading is made positive so that a fit is reproducible.
-    peak = vectors[np.abs(vectors).argmax(axis=0), np.arange(n)]
-    return np.asarray(vectors * np.where(peak < 0, -1.0, 1.0))
+    return with_positive_peaks(vectors[:, ::-1])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hashstream.hashing.anchors.cells import Standardised
 from hashstream.hashing.anchors.discriminant import Discriminant
 from hashstream.hashing.anchors.settings import AnchorSettings
+from hashstream.hashing.components import with_positive_peaks
 
 #: The axes pass through the layers of the deep head, divided by this. Raised by 1 they pass the relu as they are;
 #: within the range of nearly all cells tanh is a straight line to a few per cent, and beyond it holds outliers back.
@@ -129,9 +130,8 @@ def add_points(network: Network, scores: ScoreMap, values: NDArray[np.float64]) 
     centred = values - centre
     n_dims = min(n_classes - 1, MOST_POINT_DIMS)
     _, vectors = np.linalg.eigh(centred.T @ centred)
-    vectors = vectors[:, ::-1][:, :n_dims]
-    peak = vectors[np.abs(vectors).argmax(axis=0), np.arange(n_dims)]
-    vectors = vectors * np.where(peak < 0, -1.0, 1.0) * (_POINT_DEVIATION / max(float(centred.std()), 1e-12))
+    scale = _POINT_DEVIATION / max(float(centred.std()), 1e-12)
+    vectors = with_positive_peaks(vectors[:, ::-1][:, :n_dims]) * scale
     weight = np.zeros((len(scores.weight), n_dims + n_axes))
     weight[:, :n_dims] = scores.weight @ vectors
     weight[:n_axes, n_dims:] = AXIS_RANGE * np.eye(n_axes)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashstream.hashing.components import with_positive_peaks
 from hashstream.hashing.hasher import Hasher
 from hashstream.hashing.itq import nested_groups, nested_itq
 from hashstream.hashing.neural.model import HashEncoder
@@ -54,9 +55,7 @@ def make_hasher(
     centre = units.mean(axis=0, dtype=np.float64)
     centred = units - centre
     _, vectors = np.linalg.eigh(centred.T @ centred)
-    vectors = vectors[:, ::-1]
-    peak = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
-    vectors = vectors * np.where(peak < 0, -1.0, 1.0)
+    vectors = with_positive_peaks(vectors[:, ::-1])
     scores = centred @ vectors
     some = scores[:: -(-len(scores) // _ITQ_CELLS)]
     rotation = nested_itq(some, nested_groups(settings.n_bits), rng=np.random.default_rng(seed))

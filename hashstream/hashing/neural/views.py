@@ -84,8 +84,8 @@ class Standardiser:
 
 
 def drop_inputs(z: NDArray[np.float32], share: float, rng: np.random.Generator) -> None:
-    """Set about `share` of the values (to the nearest 1/256) to 0 and scale the others up, in place."""
-    dropped = round(share * 256)
+    """Set about `share` of the values (to the nearest 1/256 below 1) to 0 and scale the others up, in place."""
+    dropped = min(round(share * 256), 255)
     if dropped:
         z *= rng.integers(0, 256, size=z.shape, dtype=np.uint8) >= dropped
         z *= np.float32(256 / (256 - dropped))
