@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +54,35 @@ def folded_alike(gene_names: Sequence[Iterable[Any]], n_shared: int) -> str | No
         n_folded = len(set.intersection(*({fold(str(name)) for name in names} for names in gene_names)))
         if n_folded > 2 * n_shared:
             return f"{n_folded:,} would be the same but for {what}: write the names of all alike"
+    return None
+
+
+#: A stable id of Ensembl, with or without a version.
+ENSEMBL_ID = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
+_SYMBOLS = ("gene_symbols", "gene_symbol", "gene_symbols_harmonized", "feature_name", "gene_name", "gene_names", "symbol")
+
+
+def symbols_of(
+    names: NDArray[np.object_], columns: Mapping[str, NDArray[np.object_]]
+) -> NDArray[np.object_] | None:
+    """What genes are called whose names are stable ids, (n_genes,); None where these are no such, or nothing says so.
+
+    Parameters
+    ----------
+    names : (n_genes,) object
+    columns
+        `Store.gene_columns` of a store that has these genes.
+    """
+    if 2 * sum(bool(ENSEMBL_ID.match(str(name).upper())) for name in names) <= len(names):
+        return None
+    for column in _SYMBOLS:
+        if column in columns:
+            of_name = dict(zip(columns[VAR_NAMES], columns[column], strict=True))
+            found = [of_name[name] for name in names]
+            return np.array(
+                [name if one in ("", "nan", "<NA>", "None") else one for name, one in zip(names, found, strict=True)],
+                dtype=object,
+            )
     return None
 
 

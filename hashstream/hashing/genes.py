@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hashstream.atlas.genes import VAR_NAMES, gene_columns
+from hashstream.atlas.genes import ENSEMBL_ID, VAR_NAMES, gene_columns
 from hashstream.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MIN_OVERLAP = 0.5
 _VERSION = re.compile(r"\.\d+$")
-_ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def match_genes(
 
 
 def _fold(name: str) -> str:
-    return _VERSION.sub("", name).casefold() if _ENSEMBL.match(name.upper()) else name.casefold()
+    return _VERSION.sub("", name).casefold() if ENSEMBL_ID.match(name.upper()) else name.casefold()
 
 
 def _match(wanted: Sequence[str], values: NDArray[np.object_], normalise: type[str] | object, how: str) -> GeneMatch:
@@ -139,7 +138,7 @@ _SAME_NAMING = 0.05
 
 def _kind(names: Iterable[str]) -> str:
     sample = [str(name) for name in list(names)[:200]]
-    ensembl = sum(bool(_ENSEMBL.match(name.upper())) for name in sample)
+    ensembl = sum(bool(ENSEMBL_ID.match(name.upper())) for name in sample)
     if ensembl > len(sample) / 2:
         return "Ensembl ids"
     if sum(name.isdigit() for name in sample) > len(sample) / 2:

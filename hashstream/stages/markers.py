@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hashstream.atlas import Atlas, CsrChunk, RowRange, map_chunks, plan_ranges
+from hashstream.atlas.genes import symbols_of
 from hashstream.atlas.sample import few_shared_genes, raise_on_bad_rows, shared_genes
 from hashstream.atlas.stream import AHEAD, DEFAULT_CHUNK_BYTES
 from hashstream.downstream.markers import FEWEST_CELLS, compare_genes
@@ -154,6 +155,8 @@ def markers(
     gene_names, gene_ids, columns = shared_genes(opened)
     if (few := few_shared_genes(opened, len(gene_names))) is not None:
         progress.note(few)
+    if (symbols := symbols_of(gene_names, opened.stores[0].gene_columns)) is not None:
+        gene_names, gene_ids = symbols, gene_names  # genes are told by their ids, and called by their symbols
     absent = np.iinfo(columns[0].dtype).max
     gene_maps = [np.where(numbers == absent, -1, numbers.astype(np.int32)).astype(np.int32) for numbers in columns]
     sums = _stream(opened, groups, gene_maps, len(names), len(gene_names), settings, progress)

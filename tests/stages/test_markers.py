@@ -86,6 +86,22 @@ def test_every_gene_is_tested_as_scipy_does(folder: Path, tmp_path: Path) -> Non
         check(part, values[types == name], values[types != name], list(adata.var_names))
 
 
+def test_genes_named_by_ids_are_called_by_their_symbols(folder: Path, tmp_path: Path) -> None:
+    """As in files of CELLxGENE; a gene without a symbol keeps its id, and symbols may repeat."""
+    adata = anndata.read_h5ad(folder / "whole.h5ad")
+    symbols = adata.var_names.to_numpy(object)
+    symbols[3], symbols[5] = "", symbols[4]
+    adata.var = pd.DataFrame({"feature_name": pd.Categorical(symbols)}, index=adata.var["gene_ids"].to_numpy())
+    adata.write_h5ad(tmp_path / "ids.h5ad")
+    encode(tmp_path / "ids.h5ad", tmp_path / "ids")
+    found = table_of(tmp_path / "ids", tmp_path / "t.parquet", by="cell_type", top=0)
+    expected = table_of(folder / "run", tmp_path / "e.parquet", by="cell_type", top=0)
+    assert found["gene_id"].tolist() == expected["gene_id"].tolist()
+    called = expected["gene"].replace({"G0003": "ENSG00000000003", "G0005": "G0004"})
+    assert found["gene"].tolist() == called.tolist()
+    np.testing.assert_array_equal(found["score"], expected["score"])
+
+
 def test_groups_can_be_compared_with_one(folder: Path, tmp_path: Path) -> None:
     adata = anndata.read_h5ad(folder / "whole.h5ad")
     values, types = logged(adata), adata.obs["cell_type"].to_numpy()
