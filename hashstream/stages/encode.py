@@ -37,6 +37,8 @@ from hashstream.stages.encode_record import atlas_fingerprint, plan_of, record_o
 from hashstream.stages.fit import fit_hasher
 from hashstream.stages.workdir import HeldPart, WorkDir
 
+#: How many times more or fewer genes a store may have than where the Hasher was fitted before it is said.
+_ALIKE = 1.25
 #: Files that a run has, also if it was damaged.
 _SIGNS = (META, BUCKETS, f"{HASHER}/{HASHER_META}")
 
@@ -286,6 +288,15 @@ def bind(hasher: Hasher, atlas: Atlas, settings: EncodeSettings, progress: Progr
     bound = hasher.bind_stores(atlas.stores, min_overlap=settings.min_overlap)
     for store, one in zip(atlas.stores, bound, strict=True):
         progress.note(f"{store.path}: {one.match.describe()}")
+    fitted = hasher.provenance.get("atlas_genes") or []
+    others = [s for s in atlas.stores if fitted and not fitted[0] / _ALIKE <= s.n_genes <= fitted[-1] * _ALIKE]
+    if others:
+        progress.note(
+            f"{others[0].path}{f' and {len(others) - 1} more' if len(others) > 1 else ''}: {others[0].n_genes:,} genes, "
+            f"but the hasher was fitted where there were {' or '.join(f'{n:,}' for n in fitted[:2])}: counts are taken "
+            "as shares of a cell's total over all genes of its store, so that some bits of a code depend on which these "
+            "are"
+        )
     return bound
 
 

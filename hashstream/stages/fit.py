@@ -144,6 +144,7 @@ def fit_hasher(
             "atlas": atlas.paths,
             "matrix": [store.matrix_name for store in atlas.stores],
             "atlas_cells": atlas.n_cells,
+            "atlas_genes": sorted({store.n_genes for store in atlas.stores}),
             "batch_key": batch_key,
         },
         batches=batches,

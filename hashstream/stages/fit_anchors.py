@@ -80,6 +80,7 @@ def fit_anchors(
             "atlas": atlas.paths,
             "matrix": [store.matrix_name for store in atlas.stores],
             "atlas_cells": atlas.n_cells,
+            "atlas_genes": sorted({store.n_genes for store in atlas.stores}),
             "labels": labels,
             "batch_key": batch_key,
         },

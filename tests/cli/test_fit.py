@@ -88,6 +88,7 @@ def test_fit_neural_end_to_end(hashstream: Cli, small_h5ad: Path, tmp_path: Path
     assert sorted(p.name for p in (tmp_path / "h").iterdir()) == ["hasher.json", "hasher.safetensors"]
     assert [p.name for p in tmp_path.iterdir()] == ["h"]
     assert Hasher.load(tmp_path / "h").provenance["atlas_cells"] == 600
+    assert Hasher.load(tmp_path / "h").provenance["atlas_genes"] == [300]
     assert json.loads(hashstream("inspect", tmp_path / "h", "--json").stdout)["bits"] == 12
 
 

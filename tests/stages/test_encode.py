@@ -16,6 +16,7 @@ from hashstream.buckets import BucketIndex
 from hashstream.errors import InputError, SettingsError, TargetExistsError
 from hashstream.hashing import Hasher, PcaItqSettings
 from hashstream.kernels import reference
+from hashstream.runtime.events import Silent
 from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
 from hashstream.stages.encode import encode
 from hashstream.stages.encode_plan import EncodeSettings
@@ -188,6 +189,25 @@ def test_few_buckets_shorten_the_prefix(small_h5ad: Path, run: Run, tmp_path: Pa
     one_longer = np.unique(run.codes()[:, 0] & np.uint64((1 << (few.bucket_bits + 1)) - 1))
     assert len(one_longer) > 40
     assert np.array_equal(few.codes(), run.codes())
+
+
+def test_a_store_of_far_fewer_genes_is_said(run: Run, small_adata: anndata.AnnData, tmp_path: Path) -> None:
+    class Notes(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, message: str) -> None:
+            self.notes.append(message)
+
+    said = []
+    for n_genes in (220, 280):
+        small_adata[:, :n_genes].write_h5ad(tmp_path / "fewer.h5ad")
+        notes = Notes()
+        encode(tmp_path / "fewer.h5ad", tmp_path / f"{n_genes}", hasher=run.hasher(), progress=notes)
+        said.append([note for note in notes.notes if "depend on which these are" in note])
+    assert len(said[0]) == 1
+    assert "220 genes, but the hasher was fitted where there were 300" in said[0][0]
+    assert said[1] == []
 
 
 def test_missing_genes_are_taken_as_average(run: Run, small_adata: anndata.AnnData, tmp_path: Path) -> None:
