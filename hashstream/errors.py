@@ -21,6 +21,10 @@ class UnreachableError(InputError):
     """An input on the network cannot be read now: no answer, no access; exit code 1."""
 
 
+class StoredByGenesError(InputError):
+    """Counts are there, but cannot be streamed by cells."""
+
+
 class SettingsError(HashStreamError):
     """The settings contradict each other or the input; exit code 2."""
 

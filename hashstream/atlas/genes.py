@@ -59,12 +59,18 @@ def folded_alike(gene_names: Sequence[Iterable[Any]], n_shared: int) -> str | No
 
 #: A stable id of Ensembl, with or without a version.
 ENSEMBL_ID = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
-_SYMBOLS = ("gene_symbols", "gene_symbol", "gene_symbols_harmonized", "feature_name", "gene_name", "gene_names", "symbol")
+_SYMBOLS = (
+    "gene_symbols",
+    "gene_symbol",
+    "gene_symbols_harmonized",
+    "feature_name",
+    "gene_name",
+    "gene_names",
+    "symbol",
+)
 
 
-def symbols_of(
-    names: NDArray[np.object_], columns: Mapping[str, NDArray[np.object_]]
-) -> NDArray[np.object_] | None:
+def symbols_of(names: NDArray[np.object_], columns: Mapping[str, NDArray[np.object_]]) -> NDArray[np.object_] | None:
     """What genes are called whose names are stable ids, (n_genes,); None where these are no such, or nothing says so.
 
     Parameters

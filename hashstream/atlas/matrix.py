@@ -18,7 +18,7 @@ from hashstream.atlas._slices import Buffers, Slice, SlicedArray, chunk_elements
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.layout import check_counts_dtype, check_sparse_arrays, stated_shape
 from hashstream.atlas.missing import check_chunks, check_dense_chunks, check_pointer_chunks
-from hashstream.errors import HashStreamError, InputError
+from hashstream.errors import HashStreamError, InputError, StoredByGenesError
 
 MAX_CHUNK_ROWS = 1 << 16
 _MOST_POINTERS = 1 << 19  # that are kept beyond those asked for
@@ -322,7 +322,7 @@ def open_matrix(node: Any, *, where: str, is_group: Callable[[Any], bool]) -> Ro
         return DenseMatrix(node, where=where)
     encoding = str(_attribute(node, "encoding-type", "") or f"{_attribute(node, 'h5sparse_format', '')}_matrix")
     if encoding == "csc_matrix":
-        raise InputError(
+        raise StoredByGenesError(
             f"{where} is stored by genes (CSC), which cannot be streamed by cells. "
             "Convert it once: `hashstream ingest SOURCE ATLAS.zarr`, then use ATLAS.zarr."
         )

@@ -111,6 +111,11 @@ def annotate(
     elif parents_key is not None:
         above, above_names = run_labels(reference, parents_key, atlas=reference_atlas)
         parents = parents_from_counts(_pairs(codes, above, len(names), len(above_names)), names, above_names)
+        if not parents:
+            raise SettingsError(
+                f"--parents {parents_key}: no label of obs[{labels!r}] has another value there; name a column of coarser "
+                "types."
+            )
     novelty = None
     if unknown_threshold > 0 and novel_rate > 0:
         novelty = Novelty.between(reference, codes, len(names), run, novel_rate=novel_rate)

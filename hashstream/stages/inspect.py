@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hashstream.atlas import open_store
-from hashstream.errors import InputError
+from hashstream.atlas import open_obs, open_store
+from hashstream.errors import InputError, StoredByGenesError
 from hashstream.hashing import Hasher
 from hashstream.locations import locate
 from hashstream.runtime.database import ReferenceDatabase
@@ -85,7 +85,18 @@ def _inspect_hasher(hasher: Hasher) -> dict[str, Any]:
 
 
 def _inspect_atlas(path: Path | str) -> dict[str, Any]:
-    store = open_store(path)
+    try:
+        store = open_store(path)
+    except StoredByGenesError as error:
+        # What the table of cells holds can be told all the same.
+        (table,) = open_obs(path)
+        return {
+            "kind": "atlas",
+            "format": table.format,
+            "cells": table.n_cells,
+            "obs_columns": table.obs_columns(),
+            "problem": str(error),
+        }
     nnz = store.matrix.nnz
     return {
         "kind": "atlas",

@@ -136,12 +136,20 @@ def trajectory(
             f"warning: no path of the graph joins {unreached:,} of {run.n_cells:,} cells to the root; they have no "
             "pseudotime."
         )
+    earlier = [group for group in ordered[: max(int(root_group), 0)] if group != root]
+    if root is not None and earlier:
+        progress.note(
+            f"warning: the median of {earlier[0]!r}{' and others' if earlier[1:] else ''} is earlier than that of the "
+            f"root {root!r}: its cells lie apart, as those of several batches do, or around others. Name another root, "
+            "or one of its cells (--root-cell)."
+        )
     record = {
         "root": root,
         "root_cell": root_cell,
         "by": by,
         "cells": run.n_cells,
         "cells_unreached": unreached,
+        "groups_before_the_root": earlier,
         "n_landmarks": len(rows),
         "n_neighbours": near.indices.shape[1],
         "groups": listed,

@@ -200,6 +200,12 @@ def test_inspect_knows_atlas_hasher_and_run(hashstream: Cli, runs: Path) -> None
     assert (atlas["kind"], atlas["cells"], atlas["genes"]) == ("atlas", 500, 300)
     assert "kind" in hashstream("inspect", runs / "query").stdout
     assert hashstream("inspect", runs / "nothing").exit_code == 1
+    cells = anndata.read_h5ad(runs / "query.h5ad")
+    cells.X = cells.X.tocsc()
+    cells.write_h5ad(runs / "csc.h5ad")
+    by_genes = data(hashstream("--json", "inspect", runs / "csc.h5ad"))
+    assert (by_genes["cells"], by_genes["obs_columns"]) == (500, ["cell_type", "batch"])
+    assert "hashstream ingest" in by_genes["problem"]
 
 
 def test_configuration_precedence(

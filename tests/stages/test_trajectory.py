@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -67,7 +68,11 @@ def fork(n_cells: int, *, apart: int = 0, seed: int = 0) -> anndata.AnnData:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 900 cells along the fork."""
     folder = tmp_path_factory.mktemp("trajectory")
-    fork(900).write_h5ad(folder / "a.h5ad")
+    cells = fork(900)
+    cells.obs["tip"] = pd.Categorical(
+        np.select([cells.obs["time"] > 1.7, cells.obs["time"] > 0.7], ["tips", "fork"], "stem")
+    )
+    cells.write_h5ad(folder / "a.h5ad")
     encode(folder / "a.h5ad", folder / "run")
     return folder / "run"
 
@@ -120,6 +125,14 @@ def test_pseudotime_follows_time(small: Path) -> None:
         quartiles = [group["lower"], group["median"], group["upper"]]
         np.testing.assert_allclose(quartiles, np.quantile(own, (0.25, 0.5, 0.75)), atol=1e-4)
     assert Run.open(small).meta["stages"]["trajectory"] == from_cell
+
+
+def test_a_root_that_others_lie_before_is_said(small: Path, hashstream: Callable[..., Result]) -> None:
+    """Cells of two ends have a mean between them."""
+    assert trajectory(small, root="stem", by="branch")["groups_before_the_root"] == []
+    result = hashstream("trajectory", small, "--root", "tips", "--by", "tip")
+    assert Run.open(small).meta["stages"]["trajectory"]["groups_before_the_root"] == ["fork"]
+    assert "the median of 'fork' is earlier than that of the root 'tips'" in result.stderr
 
 
 def test_the_root_is_the_mean_of_its_group(small: Path) -> None:
