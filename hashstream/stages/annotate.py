@@ -113,8 +113,8 @@ def annotate(
         parents = parents_from_counts(_pairs(codes, above, len(names), len(above_names)), names, above_names)
         if not parents:
             raise SettingsError(
-                f"--parents {parents_key}: no label of obs[{labels!r}] has another value there; name a column of coarser "
-                "types."
+                f"--parents {parents_key}: no label of obs[{labels!r}] has another value there; name a column of "
+                "coarser types."
             )
     novelty = None
     if unknown_threshold > 0 and novel_rate > 0:

@@ -292,10 +292,10 @@ def bind(hasher: Hasher, atlas: Atlas, settings: EncodeSettings, progress: Progr
     others = [s for s in atlas.stores if fitted and not fitted[0] / _ALIKE <= s.n_genes <= fitted[-1] * _ALIKE]
     if others:
         progress.note(
-            f"{others[0].path}{f' and {len(others) - 1} more' if len(others) > 1 else ''}: {others[0].n_genes:,} genes, "
-            f"but the hasher was fitted where there were {' or '.join(f'{n:,}' for n in fitted[:2])}: counts are taken "
-            "as shares of a cell's total over all genes of its store, so that some bits of a code depend on which these "
-            "are"
+            f"{others[0].path}{f' and {len(others) - 1} more' if len(others) > 1 else ''}: {others[0].n_genes:,} "
+            f"genes, but the hasher was fitted where there were {' or '.join(f'{n:,}' for n in fitted[:2])}: counts "
+            "are taken as shares of a cell's total over all genes of its store, so that some bits of a code depend on "
+            "which these are"
         )
     return bound
 
