@@ -11,7 +11,7 @@ import pytest
 
 from hashstream.errors import InputError, SettingsError, TargetExistsError
 from hashstream.runtime.exchange import publish, restore
-from hashstream.runtime.files import ZARR_SIGNS, check_file_target, check_folder_target, new_file
+from hashstream.runtime.files import ZARR_SIGNS, check_file_target, check_folder_target, followed, new_file, partial_path
 from hashstream.runtime.folder_lock import FolderLock, new_folder
 
 
@@ -144,3 +144,15 @@ def test_another_process_does_not_take_a_folder_that_is_being_filled(tmp_path: P
     with pytest.raises(SettingsError), new_folder(tmp_path / "out"):
         FolderLock(tmp_path / "out.partial")
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_is_called_as_it_is_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one stands in it, it has no name of its own."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    for given, place in ((".", tmp_path / "a" / "b"), ("..", tmp_path / "a"), ("c/..", tmp_path / "a" / "b")):
+        assert followed(Path(given)) == place
+        assert partial_path(Path(given)) == place.with_name(place.name + ".partial")
+    assert followed(Path("c")) == Path("c")
+    with pytest.raises(SettingsError, match="the root of the file system"):
+        followed(Path("/"))
