@@ -11,7 +11,14 @@ import pytest
 
 from hashstream.errors import InputError, SettingsError, TargetExistsError
 from hashstream.runtime.exchange import publish, restore
-from hashstream.runtime.files import ZARR_SIGNS, check_file_target, check_folder_target, followed, new_file, partial_path
+from hashstream.runtime.files import (
+    ZARR_SIGNS,
+    check_file_target,
+    check_folder_target,
+    followed,
+    new_file,
+    partial_path,
+)
 from hashstream.runtime.folder_lock import FolderLock, new_folder
 
 
