@@ -273,7 +273,7 @@ class Run:
         values_of: Callable[[slice, NDArray[np.int32]], Mapping[str, pa.Array]],
         *,
         stage: str,
-        record: Mapping[str, Any],
+        record: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
         without: Sequence[str] = (),
         made_of: Collection[str] = (),
     ) -> Run:
@@ -287,7 +287,8 @@ class Run:
             Called for consecutive blocks of cells with their rows and their buckets (n,); gives for each column an
             arrow array of (n,) values.
         stage, record
-            Name of the stage, and what it wants to say about itself (JSON values).
+            Name of the stage, and what it wants to say about itself (JSON values), or what gives that once all values
+            were asked for.
         without
             Columns of an earlier call of the stage that do not hold any more, and are left out. What other stages made
             of columns that change is left out by itself, and listed in the record as ``dropped``: majority labels, and
@@ -312,11 +313,11 @@ class Run:
                     )
             aside = partial_path(self.path / CELLS)
             stale = _stale_stages(meta, stage, {*names, *without})
-            if stale:
-                record = {**record, "dropped": sorted(stale.values())}
             try:
                 self._write_cell_columns(aside, names, values_of, [*without, *stale.values()])
-                meta = _noted(meta, stage, record, without=stale)
+                said = record() if callable(record) else record
+                dropped = {"dropped": sorted(stale.values())} if stale else {}
+                meta = _noted(meta, stage, {**said, **dropped}, without=stale)
                 replace_cells(self.path, aside, meta)
             finally:
                 aside.unlink(missing_ok=True)

@@ -118,17 +118,19 @@ def annotate_by_anchors(
         "hierarchy": None if hierarchy is None else str(hierarchy),
         **({} if ancestors is None else {"parents": parents_above(anchors.names, ancestors.parents)}),
     }
-    # What the pass counts is only known once it is over; the record is completed then.
+
+    def completed() -> dict[str, Any]:
+        return {
+            **record,
+            "cells": {name: int(n) for name, n in zip(names, cells, strict=True) if n},
+            "rejected": {name: int(n) for name, n in zip(REJECTIONS, rejected, strict=True) if name},
+            "seconds": round(time.perf_counter() - begin, 3),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
     stale = [column.name for column in LABELS if column.name not in columns]
-    done = source.set_cell_columns(columns, look_up, stage="annotate", record=record, without=stale)
-    record = done.stage_record("annotate") | {
-        "cells": {name: int(n) for name, n in zip(names, cells, strict=True) if n},
-        "rejected": {name: int(n) for name, n in zip(REJECTIONS, rejected, strict=True) if name},
-        "seconds": round(time.perf_counter() - begin, 3),
-        "peak_rss_bytes": peak_rss_bytes(),
-    }
-    done.note_stage("annotate", record)
-    return record
+    done = source.set_cell_columns(columns, look_up, stage="annotate", record=completed, without=stale)
+    return done.stage_record("annotate")
 
 
 class _Ancestors:

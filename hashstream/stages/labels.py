@@ -154,18 +154,20 @@ def write_labels(
 
     made = {"label", "label_rejection", *columns, *(["label_novelty"] if novelty is not None else [])}
     written = [column.name for column in LABELS if column.name in made]
-    record = {**record, **(novelty.summary() if novelty is not None else {})}
-    # What the pass counts is only known once it is over; the record is completed then.
+
+    def completed() -> dict[str, Any]:
+        return {
+            **record,
+            **(novelty.summary() if novelty is not None else {}),
+            "cells": {name: int(n) for name, n in zip([*names, UNKNOWN], cells, strict=True) if n},
+            "rejected": {name: int(n) for name, n in zip(REJECTIONS, rejected, strict=True) if name},
+            "seconds": round(time.perf_counter() - begin, 3),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
     stale = [column.name for column in LABELS if column.name not in written]
-    done = run.set_cell_columns(written, look_up, stage="annotate", record=record, without=stale)
-    record = done.stage_record("annotate") | {
-        "cells": {name: int(n) for name, n in zip([*names, UNKNOWN], cells, strict=True) if n},
-        "rejected": {name: int(n) for name, n in zip(REJECTIONS, rejected, strict=True) if name},
-        "seconds": round(time.perf_counter() - begin, 3),
-        "peak_rss_bytes": peak_rss_bytes(),
-    }
-    done.note_stage("annotate", record)
-    return record
+    done = run.set_cell_columns(written, look_up, stage="annotate", record=completed, without=stale)
+    return done.stage_record("annotate")
 
 
 def _some_codes(run: Run) -> NDArray[np.uint64]:

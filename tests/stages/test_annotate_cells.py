@@ -126,7 +126,7 @@ def test_one_label(small_h5ad: Path, coarse: tuple[Path, Path, np.ndarray], tmp_
             assert (column(run, "label_confidence") == 1).all()
 
 
-def test_what_does_not_go_together(coarse: tuple[Path, Path, np.ndarray]) -> None:
+def test_what_does_not_go_together(coarse: tuple[Path, Path, np.ndarray], tmp_path: Path) -> None:
     run, reference, _ = coarse
     with pytest.raises(SettingsError, match="--assign is 'row'"):
         annotate(run, reference=reference, labels="cell_type", assign="row")
@@ -134,8 +134,12 @@ def test_what_does_not_go_together(coarse: tuple[Path, Path, np.ndarray]) -> Non
         annotate(run, reference=reference, labels="cell_type", method="guess")
     with pytest.raises(SettingsError, match="knows no hierarchies"):
         annotate(run, reference=reference, labels="cell_type", assign="cell", parents_key="cell_type")
-    record = annotate(run, reference=reference, labels="cell_type", parents_key="cell_type")
+    with pytest.raises(SettingsError, match="--parents cell_type: no label of .* name a column of coarser types"):
+        annotate(run, reference=reference, labels="cell_type", parents_key="cell_type")
+    (tmp_path / "parents.yaml").write_text("type 0: first\ntype 1: first\n")
+    record = annotate(run, reference=reference, labels="cell_type", hierarchy=tmp_path / "parents.yaml")
     assert record["assigned_by"] == "bucket"
+    assert record["parents"] == {"type 0": "first", "type 1": "first"}
 
 
 @pytest.mark.parametrize("assign", ["bucket", "cell"])
