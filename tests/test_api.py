@@ -179,12 +179,12 @@ def legend_of(axes: Any) -> list[str]:
 def test_a_map_is_that_of_the_report(pyplot: Any, run_of_types: hashstream.Run) -> None:
     from hashstream.downstream.layout import plane_layout
     from hashstream.downstream.pictures import on_page
-    from hashstream.stages.report import _drawn
+    from hashstream.stages.report import drawn_cells
 
     tl = hashstream.tl
     tl.cluster(run_of_types, n_clusters=4)
     axes = hashstream.pl.map(run_of_types, points=300)
-    places = on_page(plane_layout(_drawn(run_of_types, 300)[1], seed=0))
+    places = on_page(plane_layout(drawn_cells(run_of_types, 300)[1], seed=0))
     drawn = np.concatenate(points_of(axes))
     assert sorted(map(tuple, drawn.astype(int).tolist())) == sorted(map(tuple, places.tolist()))
     assert legend_of(axes) == ["0", "1", "2", "3"]
