@@ -51,8 +51,8 @@ def majority_labels(run: Run, *, min_share: float = 0.0) -> dict[str, Any]:
     clusters = sorted(found["cluster"].unique())
     labels = [name for name in sorted(found["label"].unique()) if name != UNKNOWN]
     vote = consensus_labels(
-        pd.Categorical(found["cluster"], clusters).codes,
-        pd.Categorical(found["label"], labels).codes,
+        pd.Index(clusters).get_indexer(found["cluster"]),
+        pd.Index(labels).get_indexer(found["label"]),  # -1 for 'unknown'
         found["cells"].to_numpy(),
         n_clusters=len(clusters),
         n_labels=len(labels),
