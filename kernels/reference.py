@@ -353,6 +353,12 @@ def gram_times(indptr: Any, indices: Any, data: Any, block: Any, *, n_threads: i
     return (dense.T @ dense) @ np.asarray(block, dtype=np.float64)
 
 
+def narrow_columns(values: Any, out: Any) -> None:
+    """Column by column."""
+    values = np.asarray(values)
+    out[:] = np.where((values >= 0) & (values < 65_535), values, 65_535)
+
+
 def residual_sums(
     indptr: Any, indices: Any, data: Any, totals: Any, share: Any, *, theta: float, clip: float
 ) -> NDArray[np.float64]:

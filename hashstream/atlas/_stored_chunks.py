@@ -49,6 +49,8 @@ class StoredChunks:
     def decode(self, number: int, out: NDArray[Any], skipped: int = 0) -> None:
         """Chunk `number` of the array into `out`, without its first `skipped` elements and those beyond `out`.
 
+        `out` is of the array's type or, for column indices, of two bytes (`put_columns`).
+
         Threads may decode chunks of one array at the same time.
 
         Raises
@@ -58,7 +60,8 @@ class StoredChunks:
         """
         own, n_bytes = _own(), self.n_elements * self._dtype.itemsize
         source = self._files.read(number, own.room)
-        whole = out if len(out) == self.n_elements else own.take("chunk", n_bytes).view(self._dtype)
+        as_wanted = len(out) == self.n_elements and out.dtype == self._dtype
+        whole = out if as_wanted else own.take("chunk", n_bytes).view(self._dtype)
         for i, step in enumerate(self._steps):
             size = _decoded_bytes(step, source, n_bytes)
             last = i == len(self._steps) - 1
@@ -79,7 +82,17 @@ class StoredChunks:
                 raise NotAsStored(f"chunk {number} holds {len(source)} bytes, expected {n_bytes}")
             whole = source.view(self._dtype)
         if whole is not out:
-            out[:] = whole[skipped : skipped + len(out)]
+            put_columns(whole[skipped : skipped + len(out)], out)
+
+
+def put_columns(values: NDArray[Any], out: NDArray[Any]) -> None:
+    """Copy values into `out`, which may have two bytes for column indices that have more."""
+    if out.dtype == values.dtype:
+        out[:] = values
+        return
+    from hashstream.kernels.columns import narrow_columns  # not loaded by whoever reads no wide indices
+
+    narrow_columns(values, out)
 
 
 def _decoded_bytes(step: str, source: NDArray[np.uint8], n_bytes: int) -> int:

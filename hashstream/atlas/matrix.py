@@ -21,6 +21,7 @@ from hashstream.atlas.missing import check_chunks, check_dense_chunks, check_poi
 from hashstream.errors import HashStreamError, InputError, StoredByGenesError
 
 MAX_CHUNK_ROWS = 1 << 16
+_TWO_BYTES = 65_535  # columns that indices of two bytes can tell from none; `kernels.columns`
 _MOST_POINTERS = 1 << 19  # that are kept beyond those asked for
 
 
@@ -109,7 +110,7 @@ class CsrMatrix:
         self.shape = (int(shape[0]), int(shape[1]))
         self.where = where
         self.dtype = np.dtype(data.dtype)
-        self._sliced = SlicedArray(indices), SlicedArray(data)
+        self._sliced = SlicedArray(indices, two_bytes=self.shape[1] <= _TWO_BYTES), SlicedArray(data)
         self._sort = False
         # The row pointers that chunks were last planned with: reading them again for each chunk would cost as much as
         # a small chunk itself.
@@ -155,7 +156,7 @@ class CsrMatrix:
 
     @property
     def _value_bytes(self) -> int:
-        stored = int(self._data.dtype.itemsize + self._indices.dtype.itemsize)
+        stored = sum(array.dtype.itemsize for array in self._sliced)
         return 3 * stored if self._sort else stored  # with the copies that are sorted
 
     @property

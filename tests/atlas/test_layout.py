@@ -11,12 +11,16 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+import zarr
 from anndata.io import read_elem
+from zarr.codecs import ZstdCodec
 
 from hashstream.atlas import open_atlas
 from hashstream.atlas.ingest import ingest
 from hashstream.atlas.layout import stated_shape
 from hashstream.errors import InputError
+from hashstream.stages.encode import encode
+from hashstream.stages.encode_plan import EncodeSettings
 from tests import damage
 from tests.synthetic import make_adata
 
@@ -64,6 +68,24 @@ def test_indices_of_the_other_byte_order(small_h5ad: Path, small_adata: anndata.
     path = damage.edit(small_h5ad, tmp_path / "big.h5ad", replaced("indices", lambda v: v.astype(">i4")))
     ingest(path, tmp_path / "atlas.zarr")
     assert (anndata.read_zarr(tmp_path / "atlas.zarr").X != small_adata.X).nnz == 0
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("wrong", [-1, 300, 65_535, 65_536 + 5, 2**32 + 5])
+def test_columns_that_are_none_are_no_others_in_two_bytes(
+    small_adata: anndata.AnnData, tmp_path: Path, wrong: int
+) -> None:
+    counts = small_adata[100:].X.astype(np.int32)
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+        anndata.AnnData(counts, var=small_adata.var).write_zarr(tmp_path / "a.zarr")
+    root = zarr.open_group(tmp_path / "a.zarr", mode="r+", use_consolidated=False)
+    indices = counts.indices.astype(np.int64)
+    indices[int(counts.indptr[4])] = wrong
+    del root["X/indices"]
+    root["X"].create_array("indices", data=indices, chunks=(1000,), compressors=ZstdCodec())
+    zarr.consolidate_metadata(tmp_path / "a.zarr")
+    with pytest.raises(InputError, match=r"row 4 has a gene index outside the matrix"):
+        encode(tmp_path / "a.zarr", tmp_path / "run", settings=EncodeSettings(min_overlap=0.0))
 
 
 @pytest.mark.parametrize("file", ["X/zarr.json", "obs/zarr.json", "var/zarr.json"])

@@ -118,6 +118,21 @@ def test_slices_are_what_the_libraries_read(arrays: dict[str, Any], name: str, c
         assert np.array_equal(part, VALUES[low:high])
 
 
+@pytest.mark.parametrize("dtype", ["u2", "i4", "i8"])
+@pytest.mark.parametrize("name", ["as ingest writes", "v2, blosc", *OTHERS])
+def test_column_indices_take_two_bytes(tmp_path: Path, name: str, dtype: str) -> None:
+    array = stored(tmp_path / "a", {**KNOWN, **OTHERS}[name], dtype)
+    of = SlicedArray(array, two_bytes=True)
+    assert of.dtype == np.dtype("u2" if name in KNOWN else dtype)  # other layouts are left as they are
+    first = Slice(of, 10, CHUNK + 5, None)
+    then = Slice(of, CHUNK + 5, N, first)
+    for one, (low, high) in ((first, (10, CHUNK + 5)), (then, (CHUNK + 5, N))):
+        got = one.read(Buffers())
+        assert got.dtype == of.dtype
+        assert np.array_equal(got, VALUES[low:high].astype(dtype))
+    assert np.array_equal(of.read(3, 700), VALUES[3:700].astype(dtype))
+
+
 def test_slices_that_do_not_follow_each_other(arrays: dict[str, Any]) -> None:
     of = SlicedArray(arrays["as ingest writes"])
     first = Slice(of, 10, 100, None)

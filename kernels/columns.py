@@ -1,0 +1,39 @@
+"""Column indices in two bytes, where there are few enough columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashstream.kernels._jit import bare
+
+MOST_COLUMNS = 65_535  # that two bytes tell from a number that is no column
+_NONE = np.uint64(MOST_COLUMNS)
+
+
+@bare
+def _narrow(values, out):  # type: ignore[no-untyped-def]
+    for i in range(len(values)):
+        out[i] = min(np.uint64(values[i]), _NONE)
+
+
+def narrow_columns(values: NDArray[np.integer[Any]], out: NDArray[np.uint16]) -> None:
+    """Copy column indices; whatever is negative or beyond 65,534 becomes 65,535, which is no column.
+
+    Parameters
+    ----------
+    values : (n,) integer
+        Of a matrix of at most `MOST_COLUMNS` columns.
+    out : (n,) uint16
+
+    Raises
+    ------
+    ValueError
+        The lengths differ.
+    """
+    if values.shape != out.shape:
+        raise ValueError(f"{values.shape} values for {out.shape} places")
+    # Negative ones are the largest then.
+    _narrow(values.view(np.dtype(f"u{values.dtype.itemsize}")), out)
