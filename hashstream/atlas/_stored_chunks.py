@@ -145,6 +145,11 @@ class _Memory:
 _OF_THREADS = threading.local()
 
 
+def forget() -> None:
+    """Give up what this thread has decoded with, as it will not decode any more."""
+    _OF_THREADS.__dict__.clear()
+
+
 def _own() -> _Memory:
     """This thread's."""
     if not hasattr(_OF_THREADS, "memory"):

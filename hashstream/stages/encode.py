@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hashstream.atlas import Atlas, CsrChunk, open_atlas
+from hashstream.atlas._stored_chunks import forget
 from hashstream.atlas.sample import DEFAULT_SAMPLE_CELLS, draw_sample
 from hashstream.buckets import BucketIndex, BucketTable
 from hashstream.errors import HashStreamError, InputError, PartialRunError, SettingsError, UnreachableError
@@ -144,6 +145,7 @@ def encode(
     with timings.measure("open"):
         atlas = open_atlas(sources, layer=layer)
         fingerprints = [store.fingerprint() for store in atlas.stores]
+        forget()  # other threads read the rest
         _note_copies(atlas, fingerprints, progress)
     for store in atlas.stores:
         if store.matrix_name != "X":
