@@ -93,6 +93,18 @@ def test_a_lost_chunk_of_names(tmp_path: Path, version: int, masked: bool) -> No
         ingest(tmp_path / "a.zarr", tmp_path / "out.zarr", max_memory_bytes=BIG)
 
 
+def test_a_table_that_says_it_holds_billions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut chunk of names can: how many there are is the first that it says."""
+    write_zarr(table(), tmp_path / "a.zarr", 2)
+
+    def too_many(node: object) -> object:
+        raise MemoryError("Unable to allocate 30.9 GiB")
+
+    monkeypatch.setattr("hashstream.atlas.ingest._anndata.read_element", too_many)
+    with pytest.raises(InputError, match=r"obs: takes more memory than there is \(Unable to allocate 30.9 GiB\)"):
+        ingest(tmp_path / "a.zarr", tmp_path / "out.zarr", max_memory_bytes=BIG)
+
+
 def damaged_h5(tmp_path: Path, change: Callable[[h5py.File], None]) -> Path:
     path = tmp_path / "bad.h5ad"
     table().write_h5ad(path)

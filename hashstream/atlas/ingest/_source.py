@@ -103,8 +103,13 @@ def reading(where: str) -> Iterator[None]:
     """Turn what the format libraries raise on damaged files into one sentence."""
     try:
         yield
-    except (HashStreamError, UnsortedRowsError, MemoryError):
+    except (HashStreamError, UnsortedRowsError):
         raise
+    except MemoryError as error:  # also where a damaged chunk says that it holds billions
+        raise InputError(
+            f"{where}: takes more memory than there is ({str(error) or 'no more is given'}); the file is damaged: copy "
+            "or download it again, or it is larger than this machine can read"
+        ) from error
     except Exception as error:  # each library has its own
         raise InputError(
             f"{where}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
