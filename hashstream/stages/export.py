@@ -346,7 +346,7 @@ def _into_existing(run: Run, target: Path, before: dict[str, Any], *, force: boo
                 f"{target}: {n_rows} cells, but {run.path} encodes {run.n_cells}; export into its own atlas."
             )
         open_run_obs(run, target)  # so the cells are the run's, in its order
-        mine = {name for name in order if name in _own_columns(obs)}
+        mine = _own_columns(obs) & {*order}
         foreign = set(order) - mine
         names = _result_names(run, {str(dict(obs.attrs)["_index"]), *(() if force else foreign)})
         stale = mine - set(names.values())  # results of an earlier export that the run does not have any more
