@@ -19,6 +19,7 @@ from hashstream.buckets import BucketTable, landmark_rows
 from hashstream.hashing import BoundHasher, Hasher
 from hashstream.kernels import EncodedRows, RowFlag
 from hashstream.runtime.events import ProgressListener
+from hashstream.runtime.memory import trim
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.encode_stream import encoded_chunks
 from hashstream.stages.workdir import HeldPart, Part, WorkDir
@@ -101,6 +102,7 @@ class EncodeJob:
                     codes = tally.take(chunks, *self.bounds(number), progress.advance)
                     keeper.submit(work.save_codes, number, self.bounds(number)[0], codes)
                     del codes
+                    trim()  # decoding leaves holes between what is kept, more with each partition
                     late = not hold or time.monotonic() - begin >= self.settings.checkpoint_seconds
                     if late or following != number + 1:
                         part, tally = tally.part(), None
@@ -121,6 +123,7 @@ class EncodeJob:
             tally = self._tally(self.settings.bucket_bits)
             work.save_codes(number, self.bounds(number)[0], tally.take(chunks, *self.bounds(number), advance))
             work.save_part(range(number, number + 1), tally.part())
+        trim()
 
     def _chunks(self, numbers: Sequence[int]) -> Generator[tuple[int, EncodedRows]]:
         """The encoded chunks of some partitions, one after the other; rows are the atlas's."""
