@@ -127,6 +127,14 @@ class ReferenceDatabase:
                 raise _damaged(self.path / name, f"{file.metadata.num_rows} rows, but {META} says {n_rows}")
 
     @property
+    def comparable_fingerprint(self) -> str:
+        return self.fingerprint
+
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        return frozenset({self.fingerprint})
+
+    @property
     def n_words(self) -> int:
         return (self.n_bits + 63) // 64
 

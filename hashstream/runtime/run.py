@@ -20,7 +20,7 @@ from hashstream.runtime import schema
 from hashstream.runtime.arrow import matrix_of, number_array, numbers_of, without_missing
 from hashstream.runtime.files import partial_path
 from hashstream.runtime.parquet import PARQUET_OPTIONS, read_tokens
-from hashstream.runtime.record import CELLS, META, read_record, replace_cells, write_record
+from hashstream.runtime.record import CELLS, META, read_record, replace_cells
 from hashstream.runtime.run_lock import hold_run
 
 if TYPE_CHECKING:
@@ -350,13 +350,6 @@ class Run:
                 written = pool.submit(writer.write_batch, made)
                 start = rows.stop
             written.result()
-
-    def note_stage(self, stage: str, record: Mapping[str, Any]) -> Run:
-        """Keep what a stage says about itself in ``run.json``; raises what `set_cell_columns` does."""
-        with hold_run(self.path, self.meta) as meta:
-            meta = _noted(meta, stage, record)
-            write_record(self.path, meta)
-            return replace(self, meta=meta)
 
     def stage_record(self, stage: str) -> dict[str, Any]:
         """What a stage has said about itself."""

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashstream.annotate.hierarchy import hierarchical_labels, parents_above, parents_from_counts, read_hierarchy
-from hashstream.errors import InputError, SettingsError
+from hashstream.errors import SettingsError
 from hashstream.runtime.arrow import category_array
+from hashstream.runtime.comparable import check_same_hasher
 from hashstream.runtime.run import Run
 from hashstream.runtime.schema import LABEL_LEVEL
 from hashstream.stages.annotate_cells import CELL_COLUMNS, METHODS, LabelShares, labels_by_landmarks, reference_shares
@@ -95,12 +96,7 @@ def annotate(
     run = run if isinstance(run, Run) else Run.open(run)
     reference = reference if isinstance(reference, Run) else Run.open(reference)
     begin = time.perf_counter()
-    if not run.fingerprints & reference.fingerprints:
-        ours, theirs = run.comparable_fingerprint, reference.comparable_fingerprint
-        raise InputError(
-            f"{run.path} and {reference.path} were encoded with different hashers ({ours[:12]} and {theirs[:12]}), so "
-            f"their codes cannot be compared. Encode the query with `--hasher {reference.path}/hasher`."
-        )
+    check_same_hasher(run, reference)
     with_parents = hierarchy is not None or parents_key is not None
     if assign == "cell" and with_parents:
         raise SettingsError("--assign cell knows no hierarchies; leave out --hierarchy and --parents, or --assign.")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hashstream.annotate.retrieve import ReferenceCells, bit_margins
 from hashstream.errors import SettingsError
 from hashstream.kernels.retrieve import NearestCells
+from hashstream.runtime.comparable import check_same_hasher
 from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.files import check_file_target, new_file
@@ -22,7 +23,6 @@ from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
 from hashstream.stages.composition_table import CompositionWriter
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.encode_stream import encoded_chunks
-from hashstream.stages.reference import check_same_hasher
 from hashstream.stages.run_atlas import open_run_atlas, refuse_other_cell
 
 PER = ("bucket", "cell")

@@ -15,6 +15,7 @@ from hashstream.annotate.composition import CodeCounter
 from hashstream.errors import InputError, SettingsError
 from hashstream.hashing import Hasher
 from hashstream.kernels.retrieve import CountedCodes
+from hashstream.runtime.comparable import check_same_hasher, different_hashers
 from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.database_schema import MAX_CATEGORIES, META, Source
 from hashstream.runtime.database_write import DatabaseWriter
@@ -134,17 +135,6 @@ def add_to_reference(
     return _report(ReferenceDatabase.open(target), begin)
 
 
-def check_same_hasher(run: Run, database: ReferenceDatabase) -> None:
-    """Raise InputError where a query and a reference come from different hashers."""
-    if database.fingerprint not in run.fingerprints:
-        ours = run.comparable_fingerprint
-        raise InputError(
-            f"{run.path} and {database.path} were encoded with different hashers ({ours[:12]} and "
-            f"{database.fingerprint[:12]}), so their codes cannot be compared. Encode the run with "
-            f"`--hasher {database.path}/hasher`."
-        )
-
-
 def describe_reference(database: ReferenceDatabase) -> dict[str, Any]:
     """What a reference database holds, as JSON values."""
     return {
@@ -182,11 +172,7 @@ def _open_runs(runs: Sequence[Run | str | Path], database: ReferenceDatabase | N
             check_same_hasher(run, database)
         shared &= run.fingerprints
         if not shared:
-            ours, theirs = opened[0].comparable_fingerprint, run.comparable_fingerprint
-            raise InputError(
-                f"{opened[0].path} and {run.path} were encoded with different hashers ({ours[:12]} and {theirs[:12]}), "
-                f"so their codes cannot be compared. Encode again with `--hasher {opened[0].path}/hasher`."
-            )
+            raise different_hashers(run, opened[0])
         fingerprint = _source(run).fingerprint
         if fingerprint in known:
             raise InputError(

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hashstream.errors import InputError, SettingsError
+from hashstream.errors import SettingsError
 from hashstream.kernels import MultiIndex, hamming_radius_blocks, hamming_topk, plan_search
 from hashstream.runtime.arrow import number_array
+from hashstream.runtime.comparable import check_same_hasher
 from hashstream.runtime.database import ReferenceDatabase
 from hashstream.runtime.database_schema import META as REFERENCE_META
 from hashstream.runtime.events import ProgressListener, Silent
@@ -24,7 +25,6 @@ from hashstream.runtime.parquet import PARQUET_OPTIONS
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
 from hashstream.runtime.schema import Column, arrow_schema
-from hashstream.stages.reference import check_same_hasher
 
 METHODS = ("auto", "scan", "index")
 _READ_CODES = 1 << 20  # codes that are read at a time where all are kept
@@ -122,7 +122,7 @@ def search(
     if target.suffix != ".parquet":
         raise SettingsError(f"-o {target}: the table is written as parquet; give it a name that ends in .parquet.")
     check_file_target(target, force=force)
-    _check_hashers(among, queries)
+    check_same_hasher(queries, among)
     if settings.radius is not None and settings.radius > queries.n_bits:
         raise SettingsError(
             f"--radius is {settings.radius}, but the codes of {queries.path} have {queries.n_bits} bits, so that every "
@@ -158,18 +158,6 @@ def _open(among: Run | ReferenceDatabase | str | Path) -> Run | ReferenceDatabas
     if isinstance(among, Run | ReferenceDatabase):
         return among
     return ReferenceDatabase.open(among) if (Path(among) / REFERENCE_META).is_file() else Run.open(among)
-
-
-def _check_hashers(among: Run | ReferenceDatabase, queries: Run) -> None:
-    if isinstance(among, ReferenceDatabase):
-        check_same_hasher(queries, among)
-        return
-    if not queries.fingerprints & among.fingerprints:
-        ours, theirs = queries.comparable_fingerprint, among.comparable_fingerprint
-        raise InputError(
-            f"{queries.path} and {among.path} were encoded with different hashers ({ours[:12]} and {theirs[:12]}), so "
-            f"their codes cannot be compared. Encode the queries with `--hasher {among.path}/hasher`."
-        )
 
 
 def _codes_of(among: Run | ReferenceDatabase) -> tuple[NDArray[np.uint64], NDArray[np.int64] | None]:

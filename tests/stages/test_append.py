@@ -27,6 +27,7 @@ from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.workdir import WorkDir
+from tests.runs import note_stage
 from tests.stages.test_encode import content
 from tests.stages.thin_atlas import N_GENES, SMALL, write_thin_atlas
 
@@ -286,7 +287,7 @@ def test_one_process_writes_into_a_run_at_a_time(stores: dict[str, Path], old: R
     assert content(old.path) == before
     # What another stage has noted meanwhile is kept.
     cluster(appended, n_clusters=3)
-    appended.note_stage("other", {"x": 1})
+    note_stage(appended, "other", {"x": 1})
     assert set(Run.open(old.path).meta["stages"]) == {"cluster", "other"}
 
 

@@ -19,6 +19,7 @@ from hashstream.stages.encode import encode, finalize
 from hashstream.stages.majority import majority_labels
 from hashstream.stages.reference import add_to_reference, build_reference
 from hashstream.stages.trajectory import trajectory
+from tests.runs import note_stage
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_run_into_which_a_stage_writes_is_not_replaced(run: Run, small_h5ad: P
     assert "cluster" not in Run.open(run.path).cell_columns()
     assert not run.path.with_name("run.partial").exists()
     with pytest.raises(InputError, match="replaced by another one"):
-        run.note_stage("cluster", {})
+        note_stage(run, "cluster", {})
 
 
 def test_one_process_at_a_time_adds_to_a_reference(run: Run, small_h5ad: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hashstream.runtime.run import Run
 from hashstream.stages import export as export_stage
 from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode
+from tests.runs import note_stage
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_columns_and_record_change_together_or_not_at_all(
     assert number() == (3 if n_renamed < 2 else 5)
     assert contents(run.path) == before
     assert ("run.next.json" in before) == (n_renamed > 0)
-    Run.open(run.path).note_stage("annotate", {})
+    note_stage(Run.open(run.path), "annotate", {})
     assert number() == (3 if n_renamed < 2 else 5)
     cluster(run.path, n_clusters=4)
     assert number() == 4
@@ -195,7 +196,7 @@ def test_a_record_that_was_changed_without_its_checksum(run: Run) -> None:
         with pytest.raises(InputError, match="run.json: damaged: its content is not what its checksum says"):
             Run.open(run.path)
         with pytest.raises(InputError, match="run.json: damaged: its content is not what its checksum says"):
-            run.note_stage("cluster", {})
+            note_stage(run, "cluster", {})
 
 
 def test_a_folder_is_removed_though_something_is_still_written_into_it(tmp_path: Path) -> None:

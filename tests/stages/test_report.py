@@ -30,6 +30,7 @@ from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.evaluate import evaluate
 from hashstream.stages.markers import MarkersSettings, markers
 from hashstream.stages.report import ReportSettings, report
+from tests.runs import note_stage
 
 BUDGET = "2GiB"
 EPOCHS = layout.EPOCHS
@@ -433,7 +434,7 @@ def test_trajectory(run: Path, tmp_path: Path) -> None:
         {"tree": {}},
         {"tree": [{"from": "a"}]},
     ):
-        Run.open(run).note_stage("trajectory", record | damage)
+        note_stage(Run.open(run), "trajectory", record | damage)
         with pytest.raises(InputError, match="record of trajectory is not as expected"):
             report(run, target=tmp_path / "r.html", force=True)
 
@@ -550,7 +551,7 @@ def test_entries_of_other_kinds(run: Path, tmp_path: Path) -> None:
 
 
 def test_long_records_are_cut(run: Path, tmp_path: Path) -> None:
-    Run.open(run).note_stage("other", {"sizes": list(range(10**5))})
+    note_stage(Run.open(run), "other", {"sizes": list(range(10**5))})
     record = page_of(run, tmp_path / "r.html").sections["records"]["records"][0]
     assert len(record) < report_record.MOST_CHARACTERS + 100
     assert record.endswith("more characters in run.json")

@@ -1,0 +1,16 @@
+"""What tests do to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hashstream.runtime.record import write_record
+from hashstream.runtime.run import Run
+from hashstream.runtime.run_lock import hold_run
+
+
+def note_stage(run: Run, stage: str, record: Mapping[str, Any]) -> None:
+    """Put what a stage would say about itself into ``run.json``."""
+    with hold_run(run.path, run.meta) as meta:
+        write_record(run.path, {**meta, "stages": {**meta.get("stages", {}), stage: dict(record)}})
