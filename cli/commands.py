@@ -27,6 +27,11 @@ pass_session = click.pass_obj
     help="Genes of the atlas where sources differ: those of all, or of any.",
 )
 @click.option(
+    "--gene-names",
+    metavar="COLUMN",
+    help="Name genes by this column of var, in sources that have it.  [default: var_names]",
+)
+@click.option(
     "--batch-key",
     metavar="KEY",
     show_default=True,
@@ -48,6 +53,7 @@ def ingest(
     target: Path,
     layer: str | None,
     genes: str,
+    gene_names: str | None,
     batch_key: str,
     max_memory: str,
     make_unique: bool,
@@ -68,6 +74,7 @@ def ingest(
             target,
             layer=layer,
             genes=genes,
+            gene_names=gene_names,
             batch_key=batch_key,
             max_memory=max_memory,
             make_unique=make_unique,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -132,7 +134,7 @@ def test_a_source_that_is_given_twice(tmp_path: Path, monkeypatch: pytest.Monkey
 # ------------------------------------------------------------------- genes
 
 
-def write_genes(path: Path, names: list[str], seed: int, **columns: list[str]) -> Path:
+def write_genes(path: Path, names: list[str], seed: int, **columns: Sequence[str] | pd.Categorical) -> Path:
     source = table(counts(g=len(names), seed=seed), seed=seed)
     source.var.index = names
     for column, values in columns.items():
@@ -185,7 +187,48 @@ def test_names_that_are_in_a_column_of_another_source(tmp_path: Path) -> None:
     report = ingest([one, two], tmp_path / "out.zarr", max_memory_bytes=BIG)
     note = next(note for note in report["notes"] if "genes" in note)
     assert f"25 names of {two} are in var['symbol'] of {one}" in note
-    assert "adata.var_names = adata.var['symbol']" in note
+    assert "take these with --gene-names symbol" in note
+
+
+@pytest.mark.parametrize("how", ["intersection", "union"])
+def test_genes_are_named_by_a_column(tmp_path: Path, how: str) -> None:
+    names = [f"g{j}" for j in range(25)]
+    symbol = pd.Categorical([None, "", *names[2:]])
+    one = write_genes(tmp_path / "one.h5ad", IDS, 0, symbol=symbol, gene_ids=[f"own{j}" for j in range(25)])
+    two = write_genes(tmp_path / "two.h5ad", names, 1)
+    report = ingest([one, two], tmp_path / "out.zarr", genes=how, gene_names="symbol", max_memory_bytes=BIG)
+    got = read(tmp_path / "out.zarr")
+    assert list(got.var_names) == (names[2:] if how == "intersection" else [*IDS[:2], *names[2:], *names[:2]])
+    if how == "intersection":  # of a union's other genes these columns say nothing
+        assert list(got.var["gene_ids"]) == [f"own{j}" for j in range(2, 25)]
+        assert list(got.var["names_in_source"]) == IDS[2:]
+    first, second = ad.read_h5ad(one), ad.read_h5ad(two)
+    n = first.n_obs
+    assert equal(got[:n, names[2:]].X, first[:, IDS[2:]].X)
+    assert equal(got[n:, names[2:]].X, second[:, names[2:]].X)
+    assert f"{one}: 2 genes have no 'symbol' and keep their names" in report["notes"]
+    assert f"{two}: var has no 'symbol': genes keep their names" in report["notes"]
+
+
+def test_ids_that_were_names_stay(tmp_path: Path) -> None:
+    one = write_genes(tmp_path / "one.h5ad", IDS, 0, symbol=[f"g{j}" for j in range(25)])
+    ingest([one], tmp_path / "out.zarr", gene_names="symbol", max_memory_bytes=BIG)
+    assert list(read(tmp_path / "out.zarr").var["gene_ids"]) == IDS
+    with pytest.raises(InputError, match=r"--gene-names name: no source has such a column.*one.h5ad: 'symbol'$"):
+        ingest([one], tmp_path / "out2.zarr", gene_names="name", max_memory_bytes=BIG)
+    twice = write_genes(tmp_path / "two.h5ad", IDS, 0, symbol=["A", "A", *[f"g{j}" for j in range(23)]])
+    with pytest.raises(InputError, match=r"1 gene names occur more than once \('A'\).*--make-unique"):
+        ingest([twice], tmp_path / "out2.zarr", gene_names="symbol", max_memory_bytes=BIG)
+    ingest([twice], tmp_path / "out2.zarr", gene_names="symbol", make_unique=True, max_memory_bytes=BIG)
+    assert list(read(tmp_path / "out2.zarr").var_names[:2]) == ["A", "A-1"]
+
+
+def test_names_of_no_source_in_common_but_in_a_column(tmp_path: Path) -> None:
+    names = [f"g{j}" for j in range(25)]
+    one = write_genes(tmp_path / "one.h5ad", IDS, 0, symbol=names)
+    two = write_genes(tmp_path / "two.h5ad", names, 1)
+    with pytest.raises(InputError, match=r"no gene in common.*take these with --gene-names symbol"):
+        ingest([one, two], tmp_path / "out.zarr", max_memory_bytes=BIG)
 
 
 # ------------------------------------------------------ tables of text

@@ -19,10 +19,11 @@ from hashstream.atlas._roots import check_different
 from hashstream.atlas.chunk import CsrChunk
 from hashstream.atlas.ingest._csv import CsvMatrix
 from hashstream.atlas.ingest._detect import opened
+from hashstream.atlas.ingest._gene_names import number_repeated, take_names
 from hashstream.atlas.ingest._mtx import MtxMatrix
 from hashstream.atlas.ingest._rows import FAULTS, NO_SUCH_GENE, OK, clean_rows
 from hashstream.atlas.ingest._source import Budget, Source, UnsortedRowsError, not_counts
-from hashstream.atlas.ingest._tables import join_obs, join_var, match_genes, name_genes
+from hashstream.atlas.ingest._tables import join_obs, join_var, match_genes
 from hashstream.atlas.write import AtlasWriter, is_resumable
 from hashstream.errors import BudgetError, InputError, SettingsError
 from hashstream.locations import resolved
@@ -41,6 +42,7 @@ def ingest(
     *,
     layer: str | None = None,
     genes: str = "intersection",
+    gene_names: str | None = None,
     batch_key: str | None = "batch",
     overwrite: bool = False,
     resume: bool = False,
@@ -62,6 +64,9 @@ def ingest(
         or raw.X.
     genes : {"intersection", "union"}
         Which genes of several sources to keep, by name, in the order of the first.
+    gene_names : str, optional
+        Column of var whose values become the names of the genes, in sources that have it. What these were called
+        stays in var, as ``gene_ids`` or ``names_in_source``.
     batch_key : str, optional
         The obs column that names the source, if there are several. If some have it, they keep their values, and a
         further column ``source`` (or ``source_1``, ...) names the source. None adds none.
@@ -104,14 +109,17 @@ def ingest(
         check_new_column(batch_key, "--batch-key")
     check_different(paths)
     check_ending(Path(target))
-    mark = _fingerprint(paths, [layer, genes, batch_key, transpose, make_unique])
+    mark = _fingerprint(paths, [layer, genes, gene_names, batch_key, transpose, make_unique])
     with ExitStack() as stack:
         inputs = [stack.enter_context(opened(path, layer=layer, transpose=transpose)) for path in paths]
         if transpose:
             _check_transposed(inputs)
         for source in inputs:
             _check_source(source)
-            name_genes(source, make_unique=make_unique)
+        if gene_names is not None:
+            take_names(inputs, gene_names)
+        for source in inputs:
+            number_repeated(source, make_unique=make_unique)
         names, maps, gene_notes = match_genes(inputs, genes)
         var, var_notes = join_var(inputs, names)
         obs, obs_notes = join_obs(inputs, batch_key)

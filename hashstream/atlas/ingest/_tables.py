@@ -16,36 +16,6 @@ from hashstream.atlas.values import as_text, united_categories
 from hashstream.errors import InputError
 
 
-def name_genes(source: Source, *, make_unique: bool) -> None:
-    """Check that genes have different names, or make them differ by "-1", "-2", ..."""
-    names = list(source.var.index) if source.keep is None else list(source.var.index[source.keep])
-    counts = Counter(names)
-    doubled = [name for name, n in counts.items() if n > 1]
-    if not doubled:
-        return
-    if not make_unique:
-        some = ", ".join(repr(name) for name in doubled[:5])
-        raise InputError(
-            f"{source.path}: {len(doubled):,} gene names occur more than once ({some}{', ...' * (len(doubled) > 5)}); "
-            'expected different names: number them with --make-unique ("-1" and so on is added), or rename them'
-        )
-    unique = list(source.var.index)
-    seen: Counter[str] = Counter()
-    taken = set(unique)
-    for i, name in enumerate(unique):
-        if source.keep is not None and not source.keep[i]:
-            continue
-        seen[name] += 1
-        if seen[name] > 1:
-            suffix = seen[name] - 1
-            while f"{name}-{suffix}" in taken:
-                suffix += 1
-            unique[i] = f"{name}-{suffix}"
-            taken.add(unique[i])
-    source.var.index = pd.Index(unique, dtype=object)
-    source.notes.append(f"{len(doubled):,} gene names were made unique")
-
-
 def match_genes(sources: list[Source], how: str) -> tuple[pd.Index, list[NDArray[np.int32]], list[str]]:
     """Bring the genes of sources together by name.
 
@@ -75,10 +45,9 @@ def match_genes(sources: list[Source], how: str) -> tuple[pd.Index, list[NDArray
         shared = shared[shared.isin(other)]
     if not len(shared) and len(sources) > 1:
         examples = "; ".join(f"{s.path}: {', '.join(map(str, k[:3]))}" for s, k in zip(sources, kept, strict=True))
-        raise InputError(
-            f"the sources have no gene in common ({examples}); expected the same kind of names: rename the genes of "
-            "one, for example from ids to symbols"
-        )
+        why = _why_few(sources, kept, 0)
+        remedy = "rename the genes of one, for example from ids to symbols" if why == LOOK_AT_NAMES else why
+        raise InputError(f"the sources have no gene in common ({examples}); expected the same kind of names: {remedy}")
     maps = []
     for source in sources:
         columns = names.get_indexer(source.var.index).astype(np.int32)
@@ -120,8 +89,8 @@ def _why_few(sources: list[Source], kept: list[pd.Index], n_shared: int) -> str:
                 n_there = int(names.isin(there).sum())
                 if other is not source and n_there > max(2 * n_shared, len(names) // 2):
                     return (
-                        f"{n_there:,} names of {other.path} are in var[{column!r}] of {source.path}: make that the "
-                        f"names of its genes (adata.var_names = adata.var[{column!r}])"
+                        f"{n_there:,} names of {other.path} are in var[{column!r}] of {source.path}: take these "
+                        f"with --gene-names {column}"
                     )
     return LOOK_AT_NAMES
 
