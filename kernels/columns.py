@@ -19,6 +19,30 @@ def _narrow(values, out):  # type: ignore[no-untyped-def]
         out[i] = min(np.uint64(values[i]), _NONE)
 
 
+@bare
+def _join(low, high, out):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        out[i] = np.uint16(low[i]) | (np.uint16(high[i]) << np.uint16(8))
+
+
+def join_bytes(low: NDArray[np.uint8], high: NDArray[np.uint8], out: NDArray[np.uint16]) -> None:
+    """Put numbers of two bytes together from their low and their high bytes.
+
+    Parameters
+    ----------
+    low, high : (n,) uint8
+    out : (n,) uint16
+
+    Raises
+    ------
+    ValueError
+        The lengths differ.
+    """
+    if not low.shape == high.shape == out.shape:
+        raise ValueError(f"{low.shape} low and {high.shape} high bytes for {out.shape} places")
+    _join(low, high, out)
+
+
 def narrow_columns(values: NDArray[np.integer[Any]], out: NDArray[np.uint16]) -> None:
     """Copy column indices; whatever is negative or beyond 65,534 becomes 65,535, which is no column.
 

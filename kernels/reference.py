@@ -353,6 +353,11 @@ def gram_times(indptr: Any, indices: Any, data: Any, block: Any, *, n_threads: i
     return (dense.T @ dense) @ np.asarray(block, dtype=np.float64)
 
 
+def join_bytes(low: Any, high: Any, out: Any) -> None:
+    """By arithmetic."""
+    out[:] = np.asarray(low).astype(np.uint16) + 256 * np.asarray(high).astype(np.uint16)
+
+
 def narrow_columns(values: Any, out: Any) -> None:
     """Column by column."""
     values = np.asarray(values)

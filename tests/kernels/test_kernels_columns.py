@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hashstream.kernels import reference
-from hashstream.kernels.columns import MOST_COLUMNS, narrow_columns
+from hashstream.kernels.columns import MOST_COLUMNS, join_bytes, narrow_columns
 
 
 @pytest.mark.parametrize("dtype", ["i4", "u4", "i8", "u8"])
@@ -26,6 +26,17 @@ def test_what_is_no_column_is_the_last_number(dtype: str, n: int) -> None:
         assert (found[1 : len(odd)] == 65_535).all()
 
 
+@pytest.mark.parametrize("n", [0, 1, 33, 1000])
+def test_low_and_high_bytes_make_a_number(n: int) -> None:
+    low, high = np.random.default_rng(n).integers(0, 256, (2, n)).astype(np.uint8)
+    found, expected = np.empty(n, np.uint16), np.empty(n, np.uint16)
+    join_bytes(low, high, found)
+    reference.join_bytes(low, high, expected)
+    assert np.array_equal(found, expected)
+
+
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="places"):
         narrow_columns(np.zeros(3, np.int32), np.zeros(4, np.uint16))
+    with pytest.raises(ValueError, match="places"):
+        join_bytes(np.zeros(3, np.uint8), np.zeros(2, np.uint8), np.zeros(3, np.uint16))
