@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hashstream.atlas._elements import as_strings, read_element, text_array, text_blocks
 from hashstream.atlas._roots import Paths, open_roots, opening
 from hashstream.atlas.layout import check_lengths
-from hashstream.atlas.values import as_text, united_categories
+from hashstream.atlas.values import joined_columns
 from hashstream.errors import HashStreamError, InputError
 
 if TYPE_CHECKING:
@@ -200,15 +200,19 @@ def stated_rows(obs: Any) -> int | None:
 
 
 def joined_column(stores: Sequence[ObsStore], key: str) -> pd.Series:
-    """A column of obs over some stores: (n_cells,). Where it is of different kinds in them, as categories."""
-    columns = [store.obs_column(key) for store in stores]
-    if len(columns) == 1:
-        return columns[0]
+    """A column of obs over some stores: (n_cells,). Where it is of different kinds in them, as texts.
+
+    Values are missing in stores that do not have it.
+
+    Raises
+    ------
+    InputError
+        If none has it.
+    """
+    having = [key in store.obs_columns() for store in stores]
+    if len(stores) == 1 or not any(having):
+        return stores[0].obs_column(key)
     import pandas as pd
 
-    if all(isinstance(column.dtype, pd.CategoricalDtype) for column in columns):
-        return pd.Series(united_categories(columns))
-    kinds = {"text" if pd.api.types.is_string_dtype(c.dtype) else c.dtype.kind for c in columns}
-    if kinds <= {"i", "u", "f"} or len(kinds) == 1:
-        return pd.concat(columns, ignore_index=True)
-    return pd.Series(pd.Categorical(np.concatenate([as_text(column) for column in columns])))
+    columns = [store.obs_column(key) if has else None for store, has in zip(stores, having, strict=True)]
+    return pd.Series(joined_columns(columns, [store.n_cells for store in stores]))

@@ -68,3 +68,53 @@ def united_categories(columns: Sequence[pd.Series], *, keep_order: bool = False)
         none = pd.Index([], dtype=next(iter(types), columns[0].cat.categories.dtype))
         columns = [c if len(c.cat.categories) else c.cat.set_categories(none) for c in columns]
     return pd.api.types.union_categoricals(columns, ignore_order=not keep_order)
+
+
+def joined_columns(parts: Sequence[pd.Series | None], sizes: Sequence[int]) -> Any:
+    """Columns of several tables one after the other, as an array that AnnData stores: (sum of sizes,).
+
+    Columns of different kinds become texts.
+
+    Parameters
+    ----------
+    parts
+        The column of each table; None where it has none, and values are missing then. One at least is there.
+    sizes
+        Rows of each table.
+    """
+    import pandas as pd
+
+    there = [part for part in parts if part is not None]
+    whole = len(there) == len(parts)
+    if all(isinstance(part.dtype, pd.CategoricalDtype) for part in there):
+        none = pd.Categorical.from_codes([-1], dtype=there[0].dtype)
+        filled = [
+            part if part is not None else pd.Series(none.take(np.zeros(size, np.intp)))
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+        same = all(part.dtype == filled[0].dtype for part in filled)
+        return united_categories(filled, keep_order=same)
+    if whole and len({part.dtype for part in there}) == 1 and there[0].dtype != object:
+        return pd.concat(there).array
+    if all(pd.api.types.is_bool_dtype(part.dtype) for part in there):
+        return _stacked(parts, sizes, "boolean")
+    if all(pd.api.types.is_numeric_dtype(part.dtype) and not pd.api.types.is_bool_dtype(part.dtype) for part in there):
+        return _stacked(parts, sizes, "float64") if not whole else pd.concat(there).array
+    texts = np.concatenate(
+        [np.full(size, None) if part is None else as_text(part) for part, size in zip(parts, sizes, strict=True)]
+    )
+    return texts if not pd.isna(texts).any() else pd.Categorical(texts)
+
+
+def _stacked(parts: Sequence[pd.Series | None], sizes: Sequence[int], dtype: str) -> Any:
+    import pandas as pd
+
+    def missing(size: int) -> Any:
+        if dtype == "boolean":
+            return pd.arrays.BooleanArray(np.zeros(size, np.bool_), np.ones(size, np.bool_))
+        return np.full(size, np.nan)
+
+    arrays = [
+        missing(size) if part is None else part.astype(dtype).array for part, size in zip(parts, sizes, strict=True)
+    ]
+    return pd.concat([pd.Series(array) for array in arrays]).array

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,8 @@ def _write_new(run: Run, stores: Sequence[ObsStore], counts: Atlas | None, parti
     import anndata
     from anndata.io import write_elem
 
-    var = pd.DataFrame(index=pd.Index([], dtype=str)) if counts is None else _shared_var(counts)
+    places = [] if counts is None else _gene_places(counts)
+    var = pd.DataFrame(index=pd.Index([], dtype=str)) if counts is None else counts.stores[0].var
     if suffix == ".zarr":
         for store in stores:
             check_column_names(f"{store.path}: obs", store.obs_columns())
@@ -184,19 +186,30 @@ def _write_new(run: Run, stores: Sequence[ObsStore], counts: Atlas | None, parti
             root["obs"].attrs[_OWN_COLUMNS] = sorted(names.values())
         _write_obsm(root, run, check)
         if counts is not None:
-            _copy_counts(root, counts, check)
+            _copy_counts(root, counts, places, check)
     return list(names.values())
 
 
-def _shared_var(source: Atlas) -> pd.DataFrame:
-    """The gene table of all stores."""
-    genes = [store.gene_names for store in source.stores]
-    if any(len(g) != len(genes[0]) or (g != genes[0]).any() for g in genes[1:]):
-        raise SettingsError(
-            "the stores of this atlas have different genes, so their counts cannot be copied side by side; "
-            "export with --no-counts."
-        )
-    return source.stores[0].var
+def _gene_places(source: Atlas) -> list[NDArray[np.int32] | None]:
+    """For each store where its genes are among those of the first, (n_genes,); None where they are the same.
+
+    Raises
+    ------
+    SettingsError
+        If a store has other genes.
+    """
+    first = pd.Index(source.stores[0].gene_names)
+    places: list[NDArray[np.int32] | None] = []
+    for store in source.stores:
+        place = first.get_indexer(pd.Index(store.gene_names)).astype(np.int32)
+        if len(place) != len(first) or (place < 0).any():
+            raise SettingsError(
+                f"{store.path} and {source.stores[0].path} have different genes, so their counts cannot be copied one "
+                "below the other. Make one atlas of them first (`hashstream ingest`, which keeps the genes of all, or "
+                "with --genes union of any) and encode that, or export with --no-counts."
+            )
+        places.append(None if (place == np.arange(len(place))).all() else place)
+    return places
 
 
 @contextmanager
@@ -221,17 +234,17 @@ def _new_store(path: Path, suffix: str) -> Iterator[tuple[Any, Callable[[], None
 
 
 def _write_source_obs(root: Any, stores: Sequence[ObsStore], n_cells: int, check: Callable[[], None]) -> list[str]:
-    """obs with the columns that all stores have, one after the other, and the names in blocks; gives the columns."""
+    """obs with the columns of all stores, one after the other, and the names in blocks; gives the columns."""
     from anndata.io import write_elem
 
     # Results that were exported into the atlas are of another state of the run.
-    columns = [set(store.obs_columns()) - _own_columns(store.root["obs"]) for store in stores]
-    shared = [name for name in stores[0].obs_columns() if all(name in c for c in columns)]
+    earlier = set().union(*(_own_columns(store.root["obs"]) for store in stores))
+    columns = list(dict.fromkeys(name for store in stores for name in store.obs_columns() if name not in earlier))
     del root["obs"]
     obs = root.create_group("obs")
     keys = {store.index_key() for store in stores}
     index_key = keys.pop() if len(keys) == 1 else "_index"
-    obs.attrs.update({**encoding("dataframe", "0.2.0"), "_index": index_key, "column-order": shared})
+    obs.attrs.update({**encoding("dataframe", "0.2.0"), "_index": index_key, "column-order": columns})
     names = chain.from_iterable(store.iter_obs_names() for store in stores)
     if _is_hdf5(root):
         import h5py
@@ -245,11 +258,11 @@ def _write_source_obs(root: Any, stores: Sequence[ObsStore], n_cells: int, check
             check()
     else:
         write_names(obs, index_key, n_cells, names)
-    for name in shared:
+    for name in columns:
         column = joined_column(stores, name)
         write_elem(obs, name, plain_values(column))
         check()
-    return shared
+    return columns
 
 
 def _own_columns(obs: Any) -> set[str]:
@@ -284,8 +297,8 @@ def _write_obsm(root: Any, run: Run, check: Callable[[], None] = _no_error, *, f
     return key
 
 
-def _copy_counts(root: Any, source: Atlas, check: Callable[[], None]) -> None:
-    """X as CSR, streamed from the source into growing arrays."""
+def _copy_counts(root: Any, source: Atlas, places: list[NDArray[np.int32] | None], check: Callable[[], None]) -> None:
+    """X as CSR, streamed from the source into growing arrays; genes stand where `places` has them."""
     if "X" in root:
         del root["X"]
     group = root.create_group("X")
@@ -305,7 +318,14 @@ def _copy_counts(root: Any, source: Atlas, check: Callable[[], None]) -> None:
     }
     _append(arrays["indptr"], np.zeros(1, dtype=index_dtype))
     stored = 0
-    for _, chunk in stream_chunks(source, plan_ranges(source)):
+    for rows, chunk in stream_chunks(source, plan_ranges(source)):
+        if chunk.nnz and not 0 <= int(chunk.indices.min()) <= int(chunk.indices.max()) < n_genes:
+            raise InputError(
+                f"{source.paths[rows.store]}: rows {rows.start} to {rows.stop} have column indices out of range; "
+                "the file is damaged."
+            )
+        if (place := places[rows.store]) is not None:
+            chunk = replace(chunk, indices=place[chunk.indices]).with_sorted_rows()
         _append(arrays["data"], chunk.data.astype(data_dtype, copy=False))
         _append(arrays["indices"], chunk.indices.astype(index_dtype, copy=False))
         _append(arrays["indptr"], (chunk.indptr[1:] + stored).astype(index_dtype))

@@ -16,6 +16,7 @@ from hashstream.stages import export as stage
 from hashstream.stages.annotate import annotate
 from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode
+from hashstream.stages.evaluate import evaluate
 from hashstream.stages.export import export
 from hashstream.stages.report import report
 from tests.synthetic import make_adata
@@ -69,6 +70,46 @@ def test_columns_of_two_stores_follow_each_other(tmp_path: Path) -> None:
         whole = [value for part in parts for value in plain(part.obs[name])]
         assert plain(out.obs[name]) == whole, name
         assert out.obs[name].dtype.kind == parts[0].obs[name].dtype.kind, name
+
+
+def test_columns_that_one_store_has_are_missing_in_the_other(tmp_path: Path) -> None:
+    first, second = source(tmp_path / "0.h5ad", 0), make_adata(n_cells=300, seed=1)
+    second.obs_names = [f"1-{name}" for name in second.obs_names]
+    second.obs["own"] = np.arange(300)
+    second.write_h5ad(tmp_path / "1.h5ad")
+    run = encode([tmp_path / "0.h5ad", tmp_path / "1.h5ad"], tmp_path / "run")
+    assert run is not None
+    for suffix in (".h5ad", ".zarr"):
+        out = exported(run, tmp_path / f"out{suffix}")
+        for name in KINDS:
+            assert plain(out.obs[name]) == plain(first.obs[name]) + [None] * 300, name
+        assert plain(out.obs["own"]) == [None] * 300 + list(range(300))
+        assert list(out.obs["ordered"].cat.categories) == ["low", "high"]
+    cluster(run, n_clusters=3)
+    found = evaluate(run, "kind")
+    assert found["n_cells"] == 200  # those with a value
+    with pytest.raises(InputError, match="obs has no column 'nothing'"):
+        evaluate(run, "nothing")
+
+
+def test_genes_in_another_order_are_put_in_the_order_of_the_first_store(tmp_path: Path) -> None:
+    parts = [make_adata(n_cells=300, seed=seed) for seed in (0, 1)]
+    parts[1] = parts[1][:, np.random.default_rng(0).permutation(parts[1].n_vars)].copy()
+    for seed, part in enumerate(parts):
+        part.obs_names = [f"{seed}-{name}" for name in part.obs_names]
+        part.write_h5ad(tmp_path / f"{seed}.h5ad")
+    run = encode([tmp_path / "0.h5ad", tmp_path / "1.h5ad"], tmp_path / "run")
+    assert run is not None
+    out = exported(run, tmp_path / "out.h5ad")
+    assert list(out.var_names) == list(parts[0].var_names)
+    assert out.X.has_canonical_format
+    for rows, part in ((slice(300), parts[0]), (slice(300, 600), parts[1])):
+        assert (out[rows, part.var_names].X != part.X).nnz == 0
+    parts[1][:, 1:].write_h5ad(tmp_path / "1.h5ad")
+    run = encode([tmp_path / "0.h5ad", tmp_path / "1.h5ad"], tmp_path / "run", force=True)
+    assert run is not None
+    with pytest.raises(SettingsError, match=r"0.h5ad have different genes.*hashstream ingest.*--no-counts"):
+        export(run, tmp_path / "out2.h5ad")
 
 
 def test_a_column_of_another_kind_in_each_store(tmp_path: Path) -> None:

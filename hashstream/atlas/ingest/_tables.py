@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import chain, count
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from hashstream.atlas.genes import LOOK_AT_NAMES, folded_alike
 from hashstream.atlas.ingest._source import Source
-from hashstream.atlas.values import as_text, united_categories
+from hashstream.atlas.values import joined_columns
 from hashstream.errors import InputError
 
 
@@ -153,7 +152,8 @@ def join_obs(sources: list[Source], batch_key: str | None) -> tuple[pd.DataFrame
         )
         notes.append("cell names occur in several sources: the source's name is added to each")
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
-    obs = pd.DataFrame({column: _joined(tables, column) for column in columns}, index=names)
+    sizes = [len(table) for table in tables]
+    obs = pd.DataFrame({c: joined_columns([table.get(c) for table in tables], sizes) for c in columns}, index=names)
     return obs, notes
 
 
@@ -196,38 +196,3 @@ def _labels(sources: list[Source]) -> list[str]:
     if len(set(with_folder)) == len(stems):
         return with_folder
     return [f"{stem}-{i}" for i, stem in enumerate(stems, start=1)]
-
-
-def _joined(tables: list[pd.DataFrame], column: str) -> Any:
-    """One column of all tables, in a type that AnnData stores; missing where a table does not have it."""
-    parts = [table.get(column) for table in tables]
-    there = [part for part in parts if part is not None]
-    whole = len(there) == len(parts)
-    if all(isinstance(part.dtype, pd.CategoricalDtype) for part in there):
-        filled = [
-            part if part is not None else pd.Series(pd.Categorical.from_codes([-1] * len(table), dtype=there[0].dtype))
-            for part, table in zip(parts, tables, strict=True)
-        ]
-        same = all(part.dtype == filled[0].dtype for part in filled)
-        return united_categories(filled, keep_order=same)
-    if whole and len({part.dtype for part in there}) == 1 and there[0].dtype != object:
-        return pd.concat(there).array
-    if all(pd.api.types.is_bool_dtype(part.dtype) for part in there):
-        return _stacked(parts, tables, "boolean")
-    if all(pd.api.types.is_numeric_dtype(part.dtype) and not pd.api.types.is_bool_dtype(part.dtype) for part in there):
-        return _stacked(parts, tables, "float64") if not whole else pd.concat(there).array
-    strings = [
-        np.full(len(table), None) if part is None else as_text(part) for part, table in zip(parts, tables, strict=True)
-    ]
-    values = np.concatenate(strings)
-    return values if not pd.isna(values).any() else pd.Categorical(values)
-
-
-def _stacked(parts: list[pd.Series | None], tables: list[pd.DataFrame], dtype: str) -> Any:
-    arrays = [
-        pd.array([pd.NA if dtype == "boolean" else np.nan] * len(table), dtype=dtype)
-        if part is None
-        else part.astype(dtype).array
-        for part, table in zip(parts, tables, strict=True)
-    ]
-    return pd.concat([pd.Series(array) for array in arrays]).array
