@@ -12,7 +12,9 @@ from hashstream.cli.context import Session
 
 @click.command()
 @click.argument("among", type=options.PathType, metavar="RUN_OR_REFERENCE")
-@click.option("--queries", required=True, type=options.PathType, metavar="RUN", help="Run whose cells to look up.")
+@click.option(
+    "--queries", "--query", required=True, type=options.PathType, metavar="RUN", help="Run whose cells to look up."
+)
 @click.option("-o", "--output", required=True, type=options.PathType, help="The .parquet file to write.")
 @click.option("-k", "--neighbours", type=click.IntRange(min=1), show_default=True, help="Nearest cells to find.")
 @click.option(

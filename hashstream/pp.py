@@ -10,6 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from hashstream.atlas._roots import refuse_in_memory
 from hashstream.hashing import PcaItqSettings
 from hashstream.hashing.anchors import AnchorSettings
 from hashstream.hashing.neural import NeuralSettings
@@ -42,4 +43,5 @@ __all__ = [
 
 @wraps(_ingest.ingest)
 def ingest(sources: str | Path | Sequence[str | Path], target: str | Path, **options: Any) -> dict[str, Any]:
+    refuse_in_memory(sources)
     return _ingest.ingest([sources] if isinstance(sources, str | Path) else sources, target, **options)

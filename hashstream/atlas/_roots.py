@@ -54,13 +54,18 @@ def opening(path: Path | str) -> Iterator[None]:
         ) from error
 
 
-def open_roots(paths: Paths) -> list[Root]:
-    """Open one AnnData store, or several; raises what `hashstream.atlas.open_atlas` does."""
-    if hasattr(paths, "obs_names"):
+def refuse_in_memory(sources: object) -> None:
+    """Raise InputError for an AnnData."""
+    if hasattr(sources, "obs_names"):
         raise InputError(
             "an AnnData in memory is given; expected the path of a store: write it first, such as with "
             "adata.write_h5ad('atlas.h5ad')."
         )
+
+
+def open_roots(paths: Paths) -> list[Root]:
+    """Open one AnnData store, or several; raises what `hashstream.atlas.open_atlas` does."""
+    refuse_in_memory(paths)
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     if not listed:
         raise InputError("no atlas given; name at least one AnnData store (.zarr or .h5ad).")
@@ -159,6 +164,8 @@ def _open_zarr(path: Path) -> Root:
 
     use_fastest_pipeline()
     if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        if (path / "run.json").is_file():
+            raise InputError(f"{path}: a run, which `encode` has made, but an atlas is expected: an AnnData store.")
         raise InputError(
             f"{path}: a folder, but not a zarr store (no zarr.json or .zgroup in it). A 10x folder (matrix.mtx) is "
             "converted once with `hashstream ingest FOLDER ATLAS.zarr`."

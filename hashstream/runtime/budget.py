@@ -81,8 +81,12 @@ class Projection:
             )
         return min(room, largest)
 
+    def parts(self, chunk_bytes: int) -> dict[str, int]:
+        """All parts, the chunks with the others."""
+        return {**self.fixed, "chunks": int(chunk_bytes * self.chunk_copies)}
+
     def total(self, chunk_bytes: int) -> int:
-        return sum(self.fixed.values()) + int(chunk_bytes * self.chunk_copies)
+        return sum(self.parts(chunk_bytes).values())
 
 
 def is_disk_full(error: BaseException | None) -> bool:

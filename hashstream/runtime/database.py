@@ -97,7 +97,12 @@ class ReferenceDatabase:
                 fingerprint=text(meta["hasher"]),
                 columns=tuple(column_from_json(column) for column in meta["columns"]),
                 sources=tuple(
-                    Source(text(s["fingerprint"]), text(s["atlas"]), whole_number(s["n_cells"]))
+                    Source(
+                        text(s["fingerprint"]),
+                        text(s["atlas"]),
+                        whole_number(s["n_cells"]),
+                        tuple(map(text, s.get("stores", []))),
+                    )
                     for s in meta["sources"]
                 ),
                 digests={name: text(meta["digests"][name]) for name in (CODES, COUNTS)},

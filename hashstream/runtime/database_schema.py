@@ -71,11 +71,14 @@ class Source:
     atlas : str
         Its file name, for people.
     n_cells : int
+    stores : tuple of str
+        Fingerprints of its stores; none in databases that earlier versions made.
     """
 
     fingerprint: str
     atlas: str
     n_cells: int
+    stores: tuple[str, ...] = ()
 
 
 def column_from_json(content: Any) -> DatabaseColumn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ class DatabaseWriter:
                 }
                 for c in self._columns
             ],
-            "sources": [{"fingerprint": s.fingerprint, "atlas": s.atlas, "n_cells": s.n_cells} for s in ordered],
+            "sources": [asdict(source) for source in ordered],
             "digests": {name: digest(self._folder / name) for name in (CODES, COUNTS)},
         }
         write_json(self._folder / META, content)

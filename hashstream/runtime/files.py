@@ -114,6 +114,8 @@ def _check_target(target: Path, *, force: bool) -> None:
         raise InputError(
             f"{target.parent}: this folder cannot be made ({error.strerror}); choose another target."
         ) from error
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{target.parent}: this user may not write into this folder; choose another target.")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -129,13 +130,18 @@ class Run:
         """
         return frozenset({str(self.meta["hasher"]["fingerprint"]), self.comparable_fingerprint})
 
+    @property
+    def has_empty_cells(self) -> bool:
+        """Whether cells have no counts, and it is recorded which code these have."""
+        return bool(self.meta.get("n_empty_cells")) and any(self.meta["input"].get("empty_codes", []))
+
     def without_counts(self, codes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Whether cells of these codes (n, n_words) have no counts: (n,) bool.
 
         All such cells of a store have one code, which is recorded; a cell with a few counts may have it, too.
         """
         found = np.zeros(len(codes), dtype=bool)
-        if self.meta.get("n_empty_cells"):
+        if self.has_empty_cells:
             for words in {tuple(words) for words in self.meta["input"].get("empty_codes", []) if words}:
                 found |= (codes == np.array([int(word, 16) for word in words], dtype=np.uint64)).all(axis=1)
         return found
@@ -167,6 +173,15 @@ class Run:
                 f"{self.path / CODES}: rows {start} to {stop} cannot be read ({type(error).__name__}: {error}). "
                 "The run is damaged; encode again."
             ) from error
+
+    def codes_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Codes (n, n_words) uint64 of some rows (ascending), from one pass over those of all."""
+        found = [np.empty((0, self.n_words), np.uint64)]
+        for start in range(0, self.n_cells, CODE_CHUNK_ROWS):
+            first, last = np.searchsorted(rows, [start, start + CODE_CHUNK_ROWS])
+            if first < last:
+                found.append(self.codes(start, min(start + CODE_CHUNK_ROWS, self.n_cells))[rows[first:last] - start])
+        return np.concatenate(found)
 
     @cached_property
     def _checked_codes(self) -> Any:
@@ -241,7 +256,7 @@ class Run:
         present = self.cell_columns()
         for column in columns:
             if column not in present:
-                how = _HOW.get(column, "encode ATLAS -o {run}").format(run=self.path)
+                how = _HOW.get(column, "encode ATLAS -o {run}").format(run=shlex.quote(str(self.path)))
                 raise InputError(f"{self.path}: the run has no {column!r} yet; make it with `hashstream {how}`.")
 
     def set_bucket_columns(
@@ -373,8 +388,8 @@ _MADE_BY = {"cluster": "cluster", "label": "annotate", "label_majority": "majori
 _HOW = {
     "cluster": "cluster {run}",
     "cluster_confidence": "cluster {run}",
-    "label": "annotate {run}",
-    "label_majority": "annotate {run} --majority",
+    "label": "annotate {run} (--hasher ANCHORS | --reference REF_RUN --labels KEY)",
+    "label_majority": "annotate {run} (--hasher ANCHORS | --reference REF_RUN --labels KEY) --majority",
     "pseudotime": "trajectory {run} --root GROUP",
 }
 #: Files of a stage beside its columns, which go with them.
@@ -405,11 +420,11 @@ def _stale_stages(meta: Mapping[str, Any], stage: str, changed: Collection[str])
         "majority": (schema.LABEL_MAJORITY.name, {schema.CLUSTER.name, "label", schema.LABEL_MAJORITY.name}),
         "trajectory": (schema.PSEUDOTIME.name, {groups} if isinstance(groups, str) else set()),
     }
-    return {
-        name: column
-        for name, (column, parts) in made_of.items()
-        if name in stages and name != stage and not parts.isdisjoint(changed)
-    }
+    stale: dict[str, str] = {}
+    for name, (column, parts) in made_of.items():  # a trajectory may be one of majority labels
+        if name in stages and name != stage and not parts.isdisjoint({*changed, *stale.values()}):
+            stale[name] = column
+    return stale
 
 
 def cell_writer(path: Path, columns: tuple[schema.Column, ...]) -> pq.ParquetWriter:

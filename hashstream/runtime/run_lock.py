@@ -43,7 +43,7 @@ def hold_run(path: Path, made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         If another run stands there by now, or its record is damaged.
     """
     record = path / _LOCKED
-    with record.open("r+b") as handle:  # network file systems lock only what is open for writing
+    with _opened(record, path) as handle:
         _take(handle, path)
         same_file = os.fstat(handle.fileno()).st_ino == record.stat().st_ino
         if same_file:
@@ -55,6 +55,18 @@ def hold_run(path: Path, made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "written. Try again."
             )
         yield now
+
+
+def _opened(record: Path, path: Path) -> IO[bytes]:
+    try:
+        return record.open("r+b")  # network file systems lock only what is open for writing
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise InputError(
+            f"{path}: this user may not write into this run, which the command does; have its owner allow it "
+            "(chmod -R u+w), or work on a copy of it."
+        ) from error
 
 
 @contextmanager

@@ -49,8 +49,10 @@ BUCKET = Column("bucket", pa.int32(), "bucket of the cell: a row of buckets.parq
 CLUSTER = Column(
     "cluster",
     pa.dictionary(pa.int32(), pa.string()),
-    "cluster of the cell: its bucket's, or the one that its own code fits best",
+    "cluster of the cell: its bucket's, or the one that its own code fits best; 'empty' without counts",
 )
+#: Cluster of cells without counts, which are in none.
+EMPTY_CLUSTER = "empty"
 CLUSTER_CONFIDENCE = Column(
     "cluster_confidence",
     pa.float32(),

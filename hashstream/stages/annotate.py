@@ -18,6 +18,7 @@ from hashstream.runtime.comparable import check_same_hasher
 from hashstream.runtime.run import Run
 from hashstream.runtime.schema import LABEL_LEVEL
 from hashstream.stages.annotate_cells import CELL_COLUMNS, METHODS, LabelShares, labels_by_landmarks, reference_shares
+from hashstream.stages.empty_cells import without_labels
 from hashstream.stages.labels import LabelCells, Labelled, Novelty, write_labels
 from hashstream.stages.truth import run_labels
 
@@ -100,7 +101,7 @@ def annotate(
     with_parents = hierarchy is not None or parents_key is not None
     if assign == "cell" and with_parents:
         raise SettingsError("--assign cell knows no hierarchies; leave out --hierarchy and --parents, or --assign.")
-    codes, names = run_labels(reference, labels, atlas=reference_atlas)
+    codes, names = without_labels(reference, *run_labels(reference, labels, atlas=reference_atlas))
     parents: dict[str, str] | None = None
     if hierarchy is not None:
         parents = read_hierarchy(hierarchy)

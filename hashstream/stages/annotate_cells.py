@@ -24,7 +24,7 @@ from hashstream.cluster.cells import BitProfiles
 from hashstream.runtime.arrow import category_array
 from hashstream.runtime.provenance import available_threads
 from hashstream.runtime.run import Run
-from hashstream.stages.cluster_cells import codes_of_rows
+from hashstream.stages.empty_cells import counted_landmarks
 from hashstream.stages.labels import LabelCells, Labelled
 from hashstream.stages.truth import bucket_counts
 
@@ -156,8 +156,8 @@ def labels_by_landmarks(
         The labels that landmarks have.
     label : callable
     """
-    rows, embedding = run.landmarks()
-    codes = codes_of_rows(run, rows)
+    rows, embedding = counted_landmarks(run)
+    codes = run.codes_of(rows)
     landmarks = Tokens(codes, np.ones(len(rows), np.int64), embedding, run.n_bits)
     used, own = np.unique(shares_of(landmarks).shares.argmax(axis=1), return_inverse=True)
     if len(used) == 1:

@@ -20,7 +20,9 @@ from hashstream.runtime.arrow import category_array, number_array
 from hashstream.runtime.events import ProgressListener, Silent
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
+from hashstream.runtime.schema import EMPTY_CLUSTER
 from hashstream.stages.cluster_cells import CellClusters
+from hashstream.stages.empty_cells import ColumnsOf, clusters_but_empty, counted_tokens, empty_cells
 from hashstream.stages.pairs import PairCounter, Pairs
 
 ASSIGNMENTS = ("auto", "bucket", "cell")
@@ -119,7 +121,9 @@ def cluster(
         raise SettingsError(f"settings of the transformer are given, but the method is {method}; leave one out.")
     of_landmarks = coarse if method != "leiden" else bucket_bits is None
     if by_cell and of_landmarks and method != "transformer":
-        return _cluster_landmarks(run, method, resolution=resolution, n_clusters=n_clusters, seed=seed, begin=begin)
+        return _cluster_landmarks(
+            run, method, progress, resolution=resolution, n_clusters=n_clusters, seed=seed, begin=begin
+        )
     names: list[str] | None = None
     if batch_key is None:
         tokens = run.tokens(halves=method == "transformer")
@@ -129,6 +133,14 @@ def cluster(
         tokens, batch_of_cell, names = batch_tokens(
             run, batch_key, atlas=atlas, max_memory=max_memory, progress=progress
         )
+    all_tokens, row_of = tokens, None
+    if batch_key is not None:
+        token_rows = token_of_cell(run, tokens, batch_of_cell)
+
+        def row_of(cells: slice, buckets: NDArray[np.int32]) -> NDArray[np.int32]:
+            return token_rows(cells)
+
+    tokens, kept = counted_tokens(run, all_tokens, row_of)
     found = _with_progress(
         tokens,
         progress,
@@ -150,7 +162,7 @@ def cluster(
     labels = rank[found.labels]
     cells: CellClusters | None = None
     if found.n_clusters > 1 and by_cell:
-        cells = CellClusters.of_buckets(run, labels, n_threads=available_threads())
+        cells = CellClusters.of_buckets(run, _spread(labels, kept, all_tokens.n_tokens), n_threads=available_threads())
         sizes = cells.sizes
     if cells is None:
         torn = found.confidence < UNSURE
@@ -176,24 +188,49 @@ def cluster(
         "peak_rss_bytes": peak_rss_bytes(),
     }
     if cells is not None:
-        return run.set_cell_columns(_COLUMNS, cells.columns, stage="cluster", record=record).stage_record("cluster")
+        return _written(run, cells.columns, record, progress)
     values = {
-        "cluster": category_array([str(i) for i in range(found.n_clusters)], labels),
-        "cluster_confidence": number_array(found.confidence),
+        "cluster": category_array(
+            [str(i) for i in range(found.n_clusters)], _spread(labels, kept, all_tokens.n_tokens)
+        ),
+        "cluster_confidence": number_array(_spread(found.confidence, kept, all_tokens.n_tokens)),
     }
-    if batch_key is None:
+    if row_of is None and not run.has_empty_cells:
         return run.set_bucket_columns(values, stage="cluster", record=record).stage_record("cluster")
-    token_rows = token_of_cell(run, tokens, batch_of_cell)
 
     def look_up(cells: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
-        rows = number_array(token_rows(cells))
+        rows = number_array(buckets if row_of is None else row_of(cells, buckets))
         return {name: column.take(rows) for name, column in values.items()}
 
-    return run.set_cell_columns(list(values), look_up, stage="cluster", record=record).stage_record("cluster")
+    return _written(run, look_up, record, progress)
+
+
+def _spread(values: NDArray[Any], kept: NDArray[np.int64], n: int) -> NDArray[Any]:
+    """Values of the tokens that were clustered, for all: 0 for those of cells without counts alone."""
+    spread = np.zeros(n, values.dtype)
+    spread[kept] = values
+    return spread
+
+
+def _written(run: Run, columns_of: ColumnsOf, record: dict[str, Any], progress: ProgressListener) -> dict[str, Any]:
+    """Write the columns of cells; gives the record."""
+    if run.has_empty_cells:
+        n_empty = int(np.count_nonzero(empty_cells(run)))
+        progress.note(f"{n_empty:,} cells have no counts: they are in no cluster, and called {EMPTY_CLUSTER!r}")
+        record = {**record, "cells_without_counts": n_empty}
+    columns = clusters_but_empty(run, columns_of)
+    return run.set_cell_columns(_COLUMNS, columns, stage="cluster", record=record).stage_record("cluster")
 
 
 def _cluster_landmarks(
-    run: Run, method: str, *, resolution: float | None, n_clusters: int | None, seed: int, begin: float
+    run: Run,
+    method: str,
+    progress: ProgressListener,
+    *,
+    resolution: float | None,
+    n_clusters: int | None,
+    seed: int,
+    begin: float,
 ) -> dict[str, Any]:
     """`cluster` by clusters of landmarks."""
     cells, chosen_by, n_landmarks = CellClusters.of_landmarks(
@@ -229,8 +266,7 @@ def _cluster_landmarks(
             "cluster_confidence": number_array(np.ones(len(buckets), np.float32)),
         }
 
-    columns = one_cluster if cells is None else cells.columns
-    return run.set_cell_columns(_COLUMNS, columns, stage="cluster", record=record).stage_record("cluster")
+    return _written(run, one_cluster if cells is None else cells.columns, record, progress)
 
 
 def _with_progress(tokens: Tokens, progress: ProgressListener, **options: Any) -> TokenClusters:

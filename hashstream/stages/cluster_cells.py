@@ -15,7 +15,8 @@ from hashstream.cluster import UNSURE_PROBABILITY, cluster_landmarks
 from hashstream.cluster.cells import BitProfiles
 from hashstream.kernels import count_set_bits
 from hashstream.runtime.arrow import category_array, number_array
-from hashstream.runtime.run import CODE_CHUNK_ROWS, Run
+from hashstream.runtime.run import Run
+from hashstream.stages.empty_cells import counted_landmarks
 from hashstream.stages.pairs import PairCounter, Pairs
 
 _SAMPLED = 20_000
@@ -89,7 +90,7 @@ class CellClusters:
         SettingsError
             Settings contradict each other, or there are fewer landmarks than clusters asked for.
         """
-        rows, embedding = run.landmarks()
+        rows, embedding = counted_landmarks(run)
         # What is slow to import is imported while landmarks are compared.
         importing = Thread(target=lambda: [import_module(name) for name in _SLOW], daemon=True)
         importing.start()
@@ -99,7 +100,7 @@ class CellClusters:
         n = int(labels.max()) + 1
         if n == 1:
             return None, chosen_by, len(rows)
-        codes = codes_of_rows(run, rows)
+        codes = run.codes_of(rows)
         importing.join()
         profiles = BitProfiles.learned(codes, labels, run.n_bits)
         return cls._counted(run, profiles, n, None, n_threads), chosen_by, len(rows)
@@ -111,12 +112,14 @@ class CellClusters:
         """Clusters by size, from one pass over the codes."""
         cells, moved, unsure = np.zeros(n, np.int64), 0, PairCounter(n)
         for rows, buckets in _blocks(run):
-            found, confidence, other = profiles.assign(run.codes(rows.start, rows.stop), n_threads=n_threads)
-            cells += np.bincount(found, minlength=n)
-            torn = confidence < UNSURE_PROBABILITY
+            codes = run.codes(rows.start, rows.stop)
+            found, confidence, other = profiles.assign(codes, n_threads=n_threads)
+            counted = ~run.without_counts(codes)
+            cells += np.bincount(found[counted], minlength=n)
+            torn = (confidence < UNSURE_PROBABILITY) & counted
             unsure.add(found[torn], other[torn])
             if labels is not None:
-                moved += int(np.count_nonzero(found != labels[buckets]))
+                moved += int(np.count_nonzero((found != labels[buckets]) & counted))
         order = np.argsort(-cells, kind="stable")[: np.count_nonzero(cells)]
         number = np.full(n, -1, np.int32)
         number[order] = np.arange(len(order), dtype=np.int32)
@@ -145,10 +148,12 @@ def profiles_of_buckets(run: Run, labels: NDArray[np.int32], n: int) -> BitProfi
     step = max(run.n_cells // _SAMPLED, 1)
     some = []
     for rows, buckets in _blocks(run):
-        codes, own = run.codes(rows.start, rows.stop), labels[buckets]
+        codes = run.codes(rows.start, rows.stop)
+        own = np.where(run.without_counts(codes), np.int32(-1), labels[buckets])
         set_bits += count_set_bits(codes, own, n, run.n_bits)
-        sizes += np.bincount(own, minlength=n)
-        picked = slice(-rows.start % step, None, step)
+        sizes += np.bincount(own[own >= 0], minlength=n)
+        picked = np.arange(-rows.start % step, len(own), step)
+        picked = picked[own[picked] >= 0]
         some.append((codes[picked], own[picked]))
     sampled_codes, sampled_labels = (np.concatenate(part) for part in zip(*some, strict=True))
     return BitProfiles.of(set_bits, sizes, sampled_codes, sampled_labels)
@@ -159,13 +164,3 @@ def _blocks(run: Run) -> Iterator[tuple[slice, NDArray[np.int32]]]:
     for buckets in run.cell_buckets():
         yield slice(start, start + len(buckets)), buckets
         start += len(buckets)
-
-
-def codes_of_rows(run: Run, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Codes (n, n_words) uint64 of some rows (ascending), from one pass over those of all."""
-    found = [np.empty((0, run.n_words), np.uint64)]
-    for start in range(0, run.n_cells, CODE_CHUNK_ROWS):
-        first, last = np.searchsorted(rows, [start, start + CODE_CHUNK_ROWS])
-        if first < last:
-            found.append(run.codes(start, min(start + CODE_CHUNK_ROWS, run.n_cells))[rows[first:last] - start])
-    return np.concatenate(found)

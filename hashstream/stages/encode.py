@@ -26,7 +26,7 @@ from hashstream.hashing.moment_match import moment_matched
 from hashstream.kernels import EncoderWeights, encode_rows
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.events import ProgressListener, Silent
-from hashstream.runtime.files import check_folder_target, remove
+from hashstream.runtime.files import check_folder_target, followed, remove
 from hashstream.runtime.provenance import Timings
 from hashstream.runtime.record import META, read_record
 from hashstream.runtime.run import BUCKETS, HASHER, Run
@@ -124,6 +124,9 @@ def encode(
         The disk is full, or workers died too often; what is done is kept.
     """
     target, settings, progress = Path(target), settings or EncodeSettings(), progress or Silent()
+    for given, kind in ((settings, EncodeSettings), (fit_settings or PcaItqSettings(), PcaItqSettings)):
+        if not isinstance(given, kind):
+            raise SettingsError(f"settings are {type(given).__name__}; expected {kind.__name__}.")
     timings = Timings()
     target = check_folder_target(target, "run", _SIGNS, force=force, sources=sources)
     cluster = cluster or ClusterSettings()
@@ -361,8 +364,10 @@ def finalize(target: str | Path, *, force: bool = False, argv: Sequence[str] = (
         If partitions are missing; the message lists them.
     """
     target = Path(target)
+    work = WorkDir.of(followed(target))
+    if not force and (target / META).is_file() and not work.exists() and not work.is_whole():
+        raise InputError(f"{target}: a whole run already; nothing is left to merge.")
     target = check_folder_target(target, "run", _SIGNS, force=force)
-    work = WorkDir.of(target)
     if not work.exists() and not work.is_whole():
         if target.exists() and remove_replaced(work, target):  # an earlier call was killed at the very end
             return Run.open(target)

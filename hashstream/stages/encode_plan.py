@@ -81,7 +81,8 @@ class EncodeSettings:
         for name in ("threads", "chunk_rows", "max_buckets", "bucket_bits"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise SettingsError(f"{name} is {value}; expected a positive number.")
+                least = "0 (all cores) or more" if name == "threads" else "a positive number"
+                raise SettingsError(f"{name} is {value}; expected {least}.")
         if self.max_buckets < 2:
             raise SettingsError("max_buckets is 1; expected 2 or more: one bucket says nothing.")
         if not self.checkpoint_seconds >= 0:
@@ -160,7 +161,7 @@ def dry_run(
         "bytes_written": atlas.n_cells * (8 * ((n_bits + 63) // 64) + 6)
         + min(settings.max_buckets, atlas.n_cells) * (n_dims * 20 + 24),
         "projected_peak_bytes": projection.total(chunk_bytes),
-        "projected_parts": projection.fixed,
+        "projected_parts": projection.parts(chunk_bytes),
         "max_memory_bytes": parse_bytes(settings.max_memory),
     }
 

@@ -123,7 +123,12 @@ def fit_hasher(
 ) -> Hasher:
     """A Hasher of an open atlas, in memory; the class of the settings names the method (`METHODS`)."""
     settings = settings or PcaItqSettings()
-    method = next(name for name, method in METHODS.items() if isinstance(settings, method.settings))
+    method = next((name for name, method in METHODS.items() if isinstance(settings, method.settings)), None)
+    if method is None:
+        expected = " or ".join(method.settings.__name__ for method in METHODS.values())
+        raise SettingsError(
+            f"settings are {type(settings).__name__}; expected {expected}. Labelled types are learned by `fit_anchors`."
+        )
     check = METHODS[method].check
     if check is not None:
         check(settings)

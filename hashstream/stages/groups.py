@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hashstream.errors import SettingsError
 from hashstream.runtime.arrow import numbers_of
 from hashstream.runtime.run import Run
-from hashstream.runtime.schema import CELL_COLUMNS
+from hashstream.runtime.schema import CELL_COLUMNS, EMPTY_CLUSTER
 from hashstream.stages.truth import run_column
 
 
@@ -63,4 +63,9 @@ def cell_groups(
         place = np.array([number.setdefault(name, len(number)) for name in own.dictionary.to_pylist()], np.int32)
         codes[start : start + len(own)] = place[numbers_of(own.indices)]
         start += len(own)
-    return by, codes, list(number)
+    names = list(number)
+    if by == "cluster" and EMPTY_CLUSTER in names:  # which is none
+        none = number[EMPTY_CLUSTER]
+        codes = np.where(codes == none, np.int32(-1), codes - (codes > none)).astype(np.int32)
+        names.remove(EMPTY_CLUSTER)
+    return by, codes, names

@@ -171,9 +171,11 @@ def write_labels(
 
 
 def _some_codes(run: Run) -> NDArray[np.uint64]:
-    """At most about 200,000 codes of a run, from blocks all over it."""
+    """At most about 200,000 codes of a run, from blocks all over it, of cells that have counts."""
     n_chunks = -(-run.n_cells // CODE_CHUNK_ROWS)
     chunks = np.unique(np.linspace(0, n_chunks - 1, min(n_chunks, _MOST_CHUNKS)).astype(np.int64))
     step = max(len(chunks) * CODE_CHUNK_ROWS // _SAMPLED, 1)
     starts = (chunks * CODE_CHUNK_ROWS).tolist()
-    return np.concatenate([run.codes(s, min(s + CODE_CHUNK_ROWS, run.n_cells))[::step] for s in starts])
+    codes = np.concatenate([run.codes(s, min(s + CODE_CHUNK_ROWS, run.n_cells))[::step] for s in starts])
+    counted = ~run.without_counts(codes)
+    return codes[counted] if counted.any() else codes

@@ -165,7 +165,9 @@ def _open_runs(runs: Sequence[Run | str | Path], database: ReferenceDatabase | N
     opened = [run if isinstance(run, Run) else Run.open(run) for run in runs]
     if not opened:
         raise SettingsError("no run given; name at least one encoded run.")
-    known = {} if database is None else {source.fingerprint: str(database.path) for source in database.sources}
+    known: dict[str, str] = {}
+    for source in [] if database is None else database.sources:
+        known |= dict.fromkeys([source.fingerprint, *source.stores], str(database.path) if database else "")
     shared = opened[0].fingerprints
     for run in opened:
         if database is not None:
@@ -173,13 +175,15 @@ def _open_runs(runs: Sequence[Run | str | Path], database: ReferenceDatabase | N
         shared &= run.fingerprints
         if not shared:
             raise different_hashers(run, opened[0])
-        fingerprint = _source(run).fingerprint
-        if fingerprint in known:
-            raise InputError(
-                f"{run.path}: its cells are in {known[fingerprint]} already (the same input, {_source(run).atlas}); "
-                "a reference counts each cell once. Leave this run out."
-            )
-        known[fingerprint] = str(run.path)
+        source = _source(run)
+        stores = zip(source.stores, run.input_paths, strict=False)
+        for fingerprint, what in ((source.fingerprint, source.atlas), *stores):
+            if fingerprint in known:
+                raise InputError(
+                    f"{run.path}: cells of it are in {known[fingerprint]} already (the same input, {what}); a "
+                    "reference counts each cell once. Leave this run out, or encode without that input."
+                )
+        known |= dict.fromkeys([source.fingerprint, *source.stores], str(run.path))
     if database is None and not any(_own_fingerprint(run) in shared for run in opened):
         raise InputError(
             f"{', '.join(str(run.path) for run in opened)}: their hashers were each moment-matched to "
@@ -194,7 +198,8 @@ def _own_fingerprint(run: Run) -> str:
 
 def _source(run: Run) -> Source:
     names = ", ".join(Path(path).name for path in run.input_paths)
-    return Source(str(run.meta["input"]["fingerprint"]), names, run.n_cells)
+    stores = tuple(str(one) for one in run.meta["input"].get("fingerprints", []))
+    return Source(str(run.meta["input"]["fingerprint"]), names, run.n_cells, stores)
 
 
 def _shared_hasher(runs: list[Run]) -> Hasher:

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hashstream.annotate import UNKNOWN
 from hashstream.errors import InputError
 from hashstream.runtime.arrow import number_array, numbers_of, without_missing
+from hashstream.runtime.schema import EMPTY_CLUSTER
 from hashstream.stages.markers import FORMATS
 
 TOP_GENES = 5
@@ -24,12 +26,13 @@ def read_top_genes(path: Path, groups: Mapping[str, list[str]]) -> tuple[str, di
     Parameters
     ----------
     groups
-        Columns of the run, and their groups.
+        Columns of the run, and their groups, those of most cells first.
 
     Raises
     ------
     InputError
-        If the file is no such table, or holds groups that no column has.
+        If the file is no such table, holds groups that no column has, or lacks several groups of more cells than
+        others that it holds: it was made of other groups then.
     """
     found: dict[str, dict[int, str]] = {}
     columns: set[str] = set()
@@ -56,9 +59,18 @@ def read_top_genes(path: Path, groups: Mapping[str, list[str]]) -> tuple[str, di
         raise InputError(
             f"{path}: its groups are not those of the run's {column}, such as {', '.join(map(repr, others))}; {_REMEDY}"
         )
+    last = max(place for place, group in enumerate(groups[column]) if group in found)
+    lacking = [group for group in groups[column][:last] if group not in found and group not in NO_GROUPS]
+    if len(lacking) > 1:  # one is what `markers --against` compares with
+        raise InputError(
+            f"{path}: lacks groups of the run's {column}, such as {', '.join(map(repr, lacking[:_SHOWN]))}, though "
+            f"these have more cells than others: it was made before they were, or of another run; {_REMEDY}"
+        )
     return column, {group: [genes[rank] for rank in sorted(genes)] for group, genes in found.items()}
 
 
+#: Names of cells that are in no group.
+NO_GROUPS = (UNKNOWN, EMPTY_CLUSTER)
 _REMEDY = "make it with `hashstream markers RUN -o markers.csv`."
 
 

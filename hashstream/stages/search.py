@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hashstream.errors import SettingsError
 from hashstream.kernels import MultiIndex, hamming_radius_blocks, hamming_topk, plan_search
+from hashstream.kernels.multi_index import MAX_WORDS
 from hashstream.runtime.arrow import number_array
 from hashstream.runtime.comparable import check_same_hasher
 from hashstream.runtime.database import ReferenceDatabase
@@ -188,6 +189,11 @@ def _finder(codes: NDArray[np.uint64], queries: Run, settings: SearchSettings, t
 
         return within, "scan"
     assert k is not None
+    if settings.method == "index" and codes.shape[1] > MAX_WORDS:
+        raise SettingsError(
+            f"--search-by index takes codes of at most {64 * MAX_WORDS} bits; these have {queries.n_bits}. Leave it "
+            "out, or use --search-by scan."
+        )
     if settings.method == "auto":
         some = queries.codes(0, min(queries.n_cells, _BLOCK_QUERIES))
         use_index = plan_search(some, codes, k, n_queries=queries.n_cells, n_threads=threads).use_index

@@ -32,6 +32,7 @@ from hashstream.runtime.parquet import PARQUET_OPTIONS
 from hashstream.runtime.provenance import available_threads, peak_rss_bytes
 from hashstream.runtime.run import Run
 from hashstream.runtime.schema import PSEUDOTIME, Column, arrow_schema
+from hashstream.stages.empty_cells import counted_landmarks, empty_cells
 from hashstream.stages.groups import cell_groups
 
 FORMATS = (".parquet", ".csv")
@@ -111,7 +112,7 @@ def trajectory(
         raise SettingsError(f"--by {by}: {len(names):,} groups; expected {MOST_GROUPS:,} at most.")
     root_cells = _root_cells(root, root_cell, groups, names)
     n_threads = available_threads()
-    rows, embedding = run.landmarks()
+    rows, embedding = counted_landmarks(run)
     points = embedding[:, :N_DIMS]
     near = token_neighbours(points, graph_neighbours(len(rows)), n_threads=n_threads)
     buckets, around = _buckets_among(run, points, n_threads)
@@ -121,6 +122,13 @@ def trajectory(
     own = _landmark_times(neighbour_graph(near.indices, near.weights), roots)
     times = own if len(rows) == run.n_cells else _mean_reached(own[around])[buckets]
     times[rows] = own
+    empty = empty_cells(run) if run.has_empty_cells else np.zeros(0, np.bool_)
+    n_empty = int(np.count_nonzero(empty))
+    if 0 < n_empty < run.n_cells:
+        times[empty] = np.nan
+        progress.note(f"{n_empty:,} cells have no counts, and no pseudotime")
+    else:
+        n_empty = 0
     listed = _groups_in_order(times, groups, names)
     order = np.array([names.index(group["group"]) for group in listed], np.int64)
     place = np.full(len(names) + 1, -1)  # the last is of cells in no group
@@ -130,7 +138,7 @@ def trajectory(
     root_group = place[names.index(root)] if root is not None else place[groups[root_cell]]
     tree = tree_of_groups(connectivity, max(int(root_group), 0))
     ordered = [names[i] for i in order]
-    unreached = int(np.count_nonzero(np.isnan(times)))
+    unreached = int(np.count_nonzero(np.isnan(times))) - n_empty
     if unreached:
         progress.note(
             f"warning: no path of the graph joins {unreached:,} of {run.n_cells:,} cells to the root; they have no "
@@ -149,6 +157,7 @@ def trajectory(
         "by": by,
         "cells": run.n_cells,
         "cells_unreached": unreached,
+        **({"cells_without_counts": n_empty} if n_empty else {}),
         "groups_before_the_root": earlier,
         "n_landmarks": len(rows),
         "n_neighbours": near.indices.shape[1],
@@ -175,6 +184,8 @@ def _check(run: Run, root: str | None, root_cell: int | None, target: Path | Non
         raise SettingsError("give either --root GROUP or --root-cell ROW: where pseudotime begins.")
     if root_cell is not None and not 0 <= root_cell < run.n_cells:
         raise SettingsError(f"--root-cell {root_cell}: the cells of {run.path} are 0 to {run.n_cells - 1}.")
+    if root_cell is not None and run.without_counts(run.codes(root_cell, root_cell + 1))[0]:
+        raise SettingsError(f"--root-cell {root_cell}: this cell has no counts, so that nothing is known of it.")
     if run.n_cells < FEWEST_CELLS:
         raise InputError(f"{run.path}: {run.n_cells} cells have no trajectory; expected at least {FEWEST_CELLS}.")
     if target is not None:
