@@ -207,6 +207,8 @@ def file_digest(path: Path) -> str:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON so that `path` holds either the old or the new content, never a part."""
     aside = path.with_name(path.name + ".partial")
+    if aside.is_symlink():  # which would be followed
+        aside.unlink()
     with aside.open("w") as handle:
         json.dump(content, handle, indent=1)
         handle.write("\n")

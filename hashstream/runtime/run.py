@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from hashstream.runtime.arrow import matrix_of, number_array, numbers_of, withou
 from hashstream.runtime.files import partial_path
 from hashstream.runtime.parquet import PARQUET_OPTIONS, read_tokens
 from hashstream.runtime.record import CELLS, META, read_record, replace_cells
+from hashstream.runtime.run_files import check_files, digest_of
 from hashstream.runtime.run_lock import hold_run
 
 if TYPE_CHECKING:
@@ -65,8 +67,7 @@ class Run:
         if not path.is_dir():
             remedy = "finish it with `hashstream encode --resume`" if partial_path(path).is_dir() else "make it first"
             raise InputError(f"{path}: no such run; {remedy} (`hashstream encode ATLAS -o {path.name}`).")
-        meta = read_record(path)
-        run = cls(path, meta)
+        run = cls(path, _whole_record(path))
         run._check()
         return run
 
@@ -149,7 +150,10 @@ class Run:
     def hasher(self) -> Hasher:
         from hashstream.hashing import Hasher  # with pandas, half a second that most stages need not wait for
 
-        return Hasher.load(self.path / HASHER)
+        hasher = Hasher.load(self.path / HASHER)
+        if hasher.fingerprint() != self.meta["hasher"]["fingerprint"]:
+            raise InputError(f"{self.path / HASHER}: not the hasher that made the codes of this run. Encode again.")
+        return hasher
 
     def _codes(self) -> Any:
         import zarr
@@ -328,11 +332,15 @@ class Run:
                     )
             aside = partial_path(self.path / CELLS)
             stale = _stale_stages(meta, stage, {*names, *without})
+            if aside.is_symlink():  # which would be followed
+                aside.unlink()
             try:
                 self._write_cell_columns(aside, names, values_of, [*without, *stale.values()])
                 said = record() if callable(record) else record
                 dropped = {"dropped": sorted(stale.values())} if stale else {}
                 meta = _noted(meta, stage, {**said, **dropped}, without=stale)
+                if "files" in meta:
+                    meta["files"] = {**meta["files"], CELLS: digest_of(aside, CELLS)}
                 replace_cells(self.path, aside, meta)
             finally:
                 aside.unlink(missing_ok=True)
@@ -395,6 +403,19 @@ _HOW = {
 #: Files of a stage beside its columns, which go with them.
 MAJORITY_FREQUENCIES = "label-frequencies.parquet"
 _FILES = {"majority": (MAJORITY_FREQUENCIES,)}
+
+
+def _whole_record(path: Path) -> dict[str, Any]:
+    """The record of a run whose files are those that it tells of, though stages may replace both meanwhile."""
+    while True:
+        meta = read_record(path)
+        try:
+            check_files(path, meta)
+        except (InputError, OSError):
+            if json.dumps(read_record(path)) == json.dumps(meta):
+                raise
+        else:
+            return meta
 
 
 def _damaged(path: Path, error: Exception | str) -> InputError:

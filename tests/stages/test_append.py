@@ -27,7 +27,7 @@ from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode
 from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.workdir import WorkDir
-from tests.runs import note_stage
+from tests.runs import accept_files, note_stage
 from tests.stages.test_encode import content
 from tests.stages.thin_atlas import N_GENES, SMALL, write_thin_atlas
 
@@ -266,6 +266,9 @@ def test_damaged_codes_are_noticed(stores: dict[str, Path], old: Run) -> None:
     codes = old.codes()
     array = WorkDir(old.path).codes()
     array[10:20] = codes[10:20] ^ np.uint64(1)
+    with pytest.raises(InputError, match="codes.zarr: not what run.json tells of"):
+        append(stores["last"], old.path)
+    accept_files(old.path)
     with pytest.raises(InputError, match="codes and bucket tables do not fit"):
         append(stores["last"], old.path)
     assert Run.open(old.path).n_cells == CELLS["tiny"]

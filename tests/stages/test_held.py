@@ -74,7 +74,7 @@ def test_what_a_stage_drops_is_said(run: Run) -> None:
     assert record["dropped"] == ["label_majority", "pseudotime"]
     assert Run.open(run.path).meta["stages"]["cluster"]["dropped"] == ["label_majority", "pseudotime"]
     assert not (run.path / MAJORITY_FREQUENCIES).exists()
-    with pytest.raises(InputError, match=r"annotate .*run --majority`"):
+    with pytest.raises(InputError, match=r"annotate .*run \(--hasher .* --majority`"):
         Run.open(run.path).require("label_majority")
     assert "dropped" not in cluster(run.path, n_clusters=3)
 
