@@ -7,6 +7,7 @@ Precedence, highest first: command line, environment (HASHSTREAM_*), the file gi
 
 from __future__ import annotations
 
+import reprlib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def load_config(path: Path, group: click.Group) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
         raise click.UsageError(f"--config {path}: no such file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise click.UsageError(f"--config {path}: cannot be read as YAML ({error}).") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
@@ -99,8 +100,10 @@ def _check_value(where: str, option: click.Option, value: Any) -> None:
     else:
         whole = option.count or isinstance(option.type, click.types.IntParamType)
         expected = "a whole number" if whole and isinstance(value, float) and not value.is_integer() else None
-    if expected is not None:
-        raise click.UsageError(f"{where} is {value}; expected {expected}.")
+    if expected is not None:  # what YAML's references make may be endless
+        raise click.UsageError(
+            f"{where} is {value if isinstance(value, str) else reprlib.repr(value)}; expected {expected}."
+        )
 
 
 def options_by_name(command: click.Command) -> dict[str, click.Option]:

@@ -105,6 +105,27 @@ def test_one_source_needs_no_list(small_h5ad: Path, tmp_path: Path) -> None:
         assert "Raises" in function.__doc__
 
 
+def test_settings_of_another_function(small_h5ad: Path, small_adata: anndata.AnnData, tmp_path: Path) -> None:
+    pp = hashstream.pp
+    with pytest.raises(SettingsError, match="settings are AnchorSettings; expected PcaItqSettings or NeuralSettings"):
+        pp.fit(small_h5ad, tmp_path / "h", settings=pp.AnchorSettings())
+    with pytest.raises(SettingsError, match="settings are PcaItqSettings; expected EncodeSettings"):
+        pp.encode(small_h5ad, tmp_path / "r", settings=pp.PcaItqSettings())
+    with pytest.raises(SettingsError, match="settings are EncodeSettings; expected PcaItqSettings"):
+        pp.encode(small_h5ad, tmp_path / "r", fit_settings=pp.EncodeSettings())
+    with pytest.raises(InputError, match="an AnnData in memory is given"):
+        pp.ingest(small_adata, tmp_path / "a.zarr")
+    with pytest.raises(SettingsError, match=r"threads is -1; expected 0 \(all cores\) or more"):
+        pp.EncodeSettings(threads=-1)
+    plan = pp.dry_run(small_h5ad)
+    assert sum(plan["projected_parts"].values()) == plan["projected_peak_bytes"]
+    run = pp.encode(small_h5ad, tmp_path / "run")
+    with pytest.raises(InputError, match="run: a run, which `encode` has made, but an atlas is expected"):
+        pp.encode(run.path, tmp_path / "r")
+    with pytest.raises(InputError, match="run: a whole run already; nothing is left to merge"):
+        pp.finalize(run.path)
+
+
 def test_a_run_or_its_path(run_of_types: hashstream.Run, tmp_path: Path) -> None:
     """Every function of `tl` takes both, and a run that was opened before others wrote into it."""
     tl, path = hashstream.tl, run_of_types.path

@@ -18,6 +18,7 @@ from hashstream.runtime.files import (
     followed,
     new_file,
     partial_path,
+    remove,
 )
 from hashstream.runtime.folder_lock import FolderLock, new_folder
 
@@ -59,6 +60,29 @@ def test_only_what_a_folder_is_for_is_replaced(tmp_path: Path) -> None:
     for name in ("thesis", "notes.txt"):
         with pytest.raises(TargetExistsError, match="is no run, so --force does not replace it"):
             check_folder_target(tmp_path / name, "run", signs, force=True)
+
+
+@pytest.mark.parametrize("end", [".partial", ".replaced"])
+def test_what_lies_where_a_target_is_built_is_not_taken_for_ours(tmp_path: Path, end: str) -> None:
+    target, folder = tmp_path / "run", tmp_path / f"run{end}"
+    folder.mkdir()
+    check_folder_target(target, "run", ("run.json",), force=True)  # nothing in it
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(TargetExistsError, match=f"run{end}: .* holds something else, such as thesis.txt"):
+        check_folder_target(target, "run", ("run.json",), force=True)
+    (folder / "plan.json").write_text("{}")  # left of a killed command, with what somebody put into it
+    check_folder_target(target, "run", ("run.json",), force=True)
+    remove(folder)
+    (tmp_path / "precious").mkdir()
+    folder.symlink_to("precious")
+    with pytest.raises(TargetExistsError, match=f"run{end}: a link"):
+        check_folder_target(target, "run", ("run.json",), force=True)
+
+
+def test_a_folder_that_nobody_may_write_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(InputError, match="this user may not write into this folder; choose another target"):
+        check_folder_target(tmp_path / "run", "run", ("run.json",), force=False)
 
 
 def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ class Anchors:
                 **{name: tensors[name] for name in _TENSOR_TYPES},
             )
             found, stated = anchors.fingerprint(), str(meta["fingerprint"])
-        except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError, OSError) as error:
             raise InputError(
                 f"{folder}: the anchors are damaged ({type(error).__name__}: {error}). Copy them again, or fit them "
                 "again."

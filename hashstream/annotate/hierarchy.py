@@ -127,7 +127,7 @@ def read_hierarchy(path: str | Path) -> dict[str, str]:
         pairs = _csv_pairs(text) if path.suffix.lower() == ".csv" else _yaml_pairs(text)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; expected a label hierarchy (.yaml or .csv).") from error
-    except (OSError, ValueError, csv.Error, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, csv.Error, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: no label hierarchy ({error}); expected a YAML mapping 'child: parent', or a CSV file of the two "
             "columns child and parent."

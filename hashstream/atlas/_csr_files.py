@@ -64,7 +64,11 @@ class CsrFiles:
             self._indices = ShardFiles(folder / "indices", self.shard_chunks)
         else:
             self._data = ShardFiles.restored(folder, self.shard_chunks, state["data"])
-            self._indices = ShardFiles.restored(folder, self.shard_chunks, state["indices"])
+            try:
+                self._indices = ShardFiles.restored(folder, self.shard_chunks, state["indices"])
+            except BaseException:
+                self._data.close_file()
+                raise
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="atlas-write")
         self._in_flight: deque[tuple[ShardFiles, Future[bytes]]] = deque()
         self._max_in_flight = 2 * threads + 2
@@ -197,6 +201,8 @@ class CsrFiles:
     def close(self) -> None:
         """Stop where it is."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._data.close_file()
+        self._indices.close_file()
         self._in_flight.clear()
         self._data.close_file()
         self._indices.close_file()

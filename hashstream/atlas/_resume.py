@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from hashstream.atlas._frames import concatenated
 from hashstream.errors import InputError, SettingsError
 
+_BLOCK_BYTES = 1 << 22
+
 
 class RowPointers:
     """Row pointers of all rows so far, in a file that grows.
@@ -24,18 +27,37 @@ class RowPointers:
     path : path
     n_rows : int, optional
         Rows of an existing file to go on behind; what follows is cut off. A new file by default.
+    checksum : int, optional
+        What `checksum` gave for these rows.
+
+    Raises
+    ------
+    InputError
+        The file is not there, or does not hold these rows.
     """
 
-    def __init__(self, path: Path, n_rows: int | None = None) -> None:
+    def __init__(self, path: Path, n_rows: int | None = None, checksum: int = 0) -> None:
         self.path = path
         self.n_rows = n_rows or 0
+        self._sum = self._n_summed = 0  # the checksum of so many bytes
         if n_rows is None:
             self._file: BinaryIO = path.open("wb")
             self._file.write(np.zeros(1, "<i8").tobytes())
-        else:
-            self._file = path.open("r+b")
-            self._file.truncate(8 * (n_rows + 1))
-            self._file.seek(0, os.SEEK_END)
+            return
+        if not path.is_file() or path.stat().st_size < 8 * (n_rows + 1) or self.checksum(n_rows) != checksum:
+            raise InputError(f"{path}: what a killed write had kept is damaged; start again without --resume")
+        self._file = path.open("r+b")
+        self._file.truncate(8 * (n_rows + 1))
+        self._file.seek(0, os.SEEK_END)
+
+    def checksum(self, n_rows: int) -> int:
+        """CRC-32 of the pointers of the first rows, which are on disk; asked for of ever more rows."""
+        end = 8 * (n_rows + 1)
+        with self.path.open("rb") as file:
+            file.seek(self._n_summed)
+            while self._n_summed < end and (block := file.read(min(end - self._n_summed, _BLOCK_BYTES))):
+                self._sum, self._n_summed = zlib.crc32(block, self._sum), self._n_summed + len(block)
+        return self._sum
 
     def add(self, pointers: NDArray[np.integer[Any]]) -> None:
         """The ends of the next rows, (n,), in all values."""
@@ -128,6 +150,8 @@ def read_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
             f"{path}: the state of the killed write cannot be read ({error}); "
             f"delete {path.parent} and start again without --resume"
         ) from None
+    if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
+        raise InputError(f"{path}: damaged; delete {path.parent} and start again without --resume")
     if state["settings"] != settings:
         changed = [key for key, value in settings.items() if state["settings"].get(key) != value]
         raise SettingsError(

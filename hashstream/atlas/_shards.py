@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, ZstdCodec
 
+from hashstream.errors import InputError
+
 FULL = 2**64 - 1  # the index's mark of a chunk that is not there
 
 
@@ -46,10 +48,27 @@ class ShardFiles:
             if int(path.name) > files._shard or (int(path.name) == files._shard and not files._index):
                 path.unlink()
         if files._index:
-            files._file = files._path(files._shard).open("r+b")
+            path = files._path(files._shard)
+            files._check_blocks(path)
+            files._file = path.open("r+b")
             files._file.truncate(sum(files._index[-1]))
             files._file.seek(0, os.SEEK_END)
         return files
+
+    def _check_blocks(self, path: Path) -> None:
+        """Raise InputError unless a shard that is not ended holds the chunks of the index; all of them are read."""
+        try:
+            with path.open("rb") as file:
+                for offset, size in self._index:
+                    file.seek(offset)
+                    block = file.read(size)
+                    if len(block) != size:
+                        raise ValueError(f"ends after {offset + len(block)} of {sum(self._index[-1])} bytes")
+                    _zstd().decode(block)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{path}: what a killed write had kept is damaged ({error}); start again without --resume"
+            ) from error
 
     @property
     def n_blocks(self) -> int:

@@ -34,7 +34,7 @@ from hashstream.atlas._csr_files import CsrFiles
 from hashstream.atlas._frames import TABLE_CODEC, create_array, encoding, write_table
 from hashstream.atlas._resume import ObsBlocks, RowPointers, read_state, remove_leftovers
 from hashstream.atlas.chunk import CsrChunk
-from hashstream.errors import SettingsError
+from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.exchange import publish
 from hashstream.runtime.files import ZARR_SIGNS, check_folder_target, partial_path, remove, write_json
 from hashstream.runtime.folder_lock import FolderLock
@@ -250,14 +250,27 @@ class AtlasWriter:
             "index_dtype": files.index_dtype.name,
             "chunk_elements": files.chunk_elements,
             "rows_done": rows_done,
+            "pointers_crc32": self._pointers.checksum(rows_done),
             "obs_files": self._obs.files,
         }
         write_json(self._state_path, state | files.state())
 
     def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self._go_on(state)
+        except (InputError, KeyError, TypeError, ValueError, IndexError) as error:
+            if self._files is not None:
+                self._files.close()
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self._state_path}: damaged ({type(error).__name__}: {error}); start again without --resume"
+            ) from error
+
+    def _go_on(self, state: dict[str, Any]) -> None:
         files = self._open_files(state["chunk_elements"], state)
         self.rows_done = self.n_rows = state["rows_done"]
-        self._pointers = RowPointers(self.partial / "indptr.spill", self.n_rows)
+        self._pointers = RowPointers(self.partial / "indptr.spill", self.n_rows, state["pointers_crc32"])
         self.nnz = int(self._pointers.mapped()[-1])
         files.skip = files.flushed - self.nnz
         self._obs = ObsBlocks(self.partial, state["obs_files"])

@@ -189,8 +189,10 @@ class Hasher:
                 provenance=meta.get("provenance", {}),
             )
             hasher._check()
+            if not isinstance(hasher.provenance, dict):
+                raise TypeError("provenance is no mapping")
             found, stated = hasher.fingerprint(), str(meta["fingerprint"])
-        except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, SafetensorError, OSError) as error:
             raise InputError(
                 f"{folder}: the hasher is damaged ({type(error).__name__}: {error}). Copy it again, or fit it again."
             ) from error

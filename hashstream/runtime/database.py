@@ -81,7 +81,7 @@ class ReferenceDatabase:
             raise InputError(
                 f"{path}: not a reference database: it has no {META}. Make one with `hashstream reference`."
             ) from error
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
             raise _damaged(path / META, f"{type(error).__name__}: {error}") from error
         if version != FORMAT_VERSION:
             raise InputError(

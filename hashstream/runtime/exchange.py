@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from hashstream.runtime.files import remove
+from hashstream.runtime.files import remove, replaced_path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -36,7 +36,7 @@ def publish(partial: Path, target: Path) -> None:
     In one step where the system can, so that there is no moment in which `target` is missing. Elsewhere a kill between
     two steps leaves the old one as ``TARGET.replaced``; see `restore`.
     """
-    old = target.with_name(target.name + ".replaced")
+    old = replaced_path(target)
     if not target.exists():
         partial.rename(target)
     elif partial.is_file() and target.is_file():
@@ -53,7 +53,7 @@ def publish(partial: Path, target: Path) -> None:
 
 def restore(target: Path) -> bool:
     """Give a folder its name again, where a call was killed just as it took it away (see `publish`)."""
-    old = target.with_name(target.name + ".replaced")
+    old = replaced_path(target)
     if target.exists() or not old.exists():
         return False
     old.rename(target)

@@ -34,6 +34,46 @@ def partial_path(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
+def replaced_path(target: Path) -> Path:
+    """Where what `target` was lies for a moment while it is replaced."""
+    return target.with_name(target.name + ".replaced")
+
+
+#: What there is in the folders that are made here, or was left of one: one such name is enough.
+_OURS = frozenset({
+    "X", "obs", "var", "uns", "layers", "obsm", "varm", "obsp", "varp", "spill", "indptr.spill", "state.json",
+    *ZARR_SIGNS,
+    "hasher", "hasher.json", "hasher.safetensors", "anchors.json", "anchors.safetensors", "checkpoint",
+    "lock", "preparing", "plan.json", "parts", "before.npz", "store",
+    "codes.zarr", "buckets.parquet", "landmarks.parquet", "cells.parquet", "run.json", "run.next.json",
+    "label-frequencies.parquet", "codes.parquet", "counts.parquet", "reference.json",
+})  # fmt: skip
+_OUR_BEGINNINGS = ("codes-", "batches-", "obs-")
+
+
+def refuse_others(folder: Path, own: str = "") -> None:
+    """Raise TargetExistsError if a folder that is about to be emptied is a link, or holds only files of others.
+
+    Parameters
+    ----------
+    own
+        What else may be in it.
+    """
+    if folder.is_symlink():
+        raise TargetExistsError(
+            f"{folder}: a link, but a folder is to be made there; remove it, or choose another target."
+        )
+    if not folder.is_dir():
+        return
+    names = [path.name for path in folder.iterdir()]
+    ours = any(n in _OURS or n == own or n.startswith(_OUR_BEGINNINGS) or n.endswith(".partial") for n in names)
+    if names and not ours:
+        raise TargetExistsError(
+            f"{folder}: a folder is to be made there, but it holds something else, such as {min(names)}; move it, or "
+            "choose another target."
+        )
+
+
 def followed(target: Path) -> Path:
     """A target, or what it leads to if it is a link or has no name of its own: that is what is made or replaced."""
     return resolved(target) if target.is_symlink() else _named(target)
@@ -87,6 +127,8 @@ def check_folder_target(
         if is_zarr and resolved(target).is_relative_to(resolved(source)):
             raise SettingsError(f"{target}: lies in {source}, which is read; choose another target.")
     _check_target(target, force=force)
+    for beside in (partial_path(target), replaced_path(target)):
+        refuse_others(beside)
     if target.is_dir():
         is_such = any((target / sign).exists() for sign in signs) or not any(target.iterdir())
     else:

@@ -81,7 +81,7 @@ def _following(run: Path) -> bytes | None:
         return raw if json.loads(raw)[_CELLS_DIGEST] == file_digest(run / CELLS) else None
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{run}/{NEXT}: damaged ({type(error).__name__}: {error}). Remove it, and do the last stage again."
         ) from error
@@ -91,7 +91,7 @@ def _checked(run: Path, name: str, raw: bytes) -> dict[str, Any]:
     try:
         meta = json.loads(raw)
         version = meta["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{run}/{name}: damaged ({type(error).__name__}: {error}). Encode again.") from error
     if version != FORMAT_VERSION:
         raise InputError(

@@ -23,7 +23,7 @@ from hashstream.atlas.obs import stated_rows
 from hashstream.errors import HashStreamError, InputError, SettingsError
 from hashstream.runtime.budget import is_disk_full
 from hashstream.runtime.exchange import publish
-from hashstream.runtime.files import check_file_target, new_file, remove
+from hashstream.runtime.files import check_file_target, new_file, refuse_others, remove
 from hashstream.runtime.folder_lock import FolderLock
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.record import check_unchanged, read_record
@@ -105,6 +105,7 @@ def export(
 def _aside(target: Path) -> Iterator[Path]:
     """An empty folder beside the target, held by this process alone; removed at the end."""
     folder = target.with_name(target.name + ".export.partial")
+    refuse_others(folder, target.name)
     lock = FolderLock(folder)
     try:
         for left in folder.iterdir():

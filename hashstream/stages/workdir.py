@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,6 +111,7 @@ class WorkDir:
         with self._locked(PREPARING, fcntl.LOCK_EX):  # of several jobs the first does this, and the others wait for it
             if join and self.exists():
                 self._check_plan(plan)
+                self._check_codes(plan)
                 return
             self._clear()  # without a plan, nobody knows of which run what is there would be
             (self.path / PARTS).mkdir(parents=True, exist_ok=True)
@@ -150,6 +152,17 @@ class WorkDir:
             raise SettingsError(
                 f"{self.path} was begun with another input or other settings ({details}). Continue with the same "
                 f"command, or remove {self.path} to begin anew."
+            )
+
+    def _check_codes(self, plan: dict[str, Any]) -> None:
+        """Raise InputError if the array of codes is not laid out as it was made."""
+        with TemporaryDirectory() as folder:
+            _create_codes(Path(folder) / CODES, plan)
+            expected = (Path(folder) / CODES / "zarr.json").read_bytes()
+        metadata = self.path / CODES / "zarr.json"
+        if not metadata.is_file() or metadata.read_bytes() != expected:
+            raise InputError(
+                f"{metadata}: damaged, or made by another version of zarr. Remove {self.path} to begin anew."
             )
 
     @contextmanager

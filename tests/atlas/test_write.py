@@ -387,6 +387,47 @@ def test_a_killed_finish_can_be_resumed(tmp_path: Path, monkeypatch: pytest.Monk
     assert digest(tmp_path / "whole.zarr") == digest(tmp_path / "parts.zarr")
 
 
+def test_what_a_killed_write_kept_is_checked(tmp_path: Path) -> None:
+    x = counts(2000, 100, high=300)
+    options = {"n_genes": 100, "chunk_rows": 10, "checkpoint_elements": 1}
+    with AtlasWriter(tmp_path / "a.zarr", **options) as writer:  # which is not finished
+        for chunk in chunks(x[:1000], 100, 0):
+            writer.append(chunk)
+    folder = partial_path(tmp_path / "a.zarr")
+    state = json.loads((folder / "state.json").read_text())
+
+    def refused(name: str, content: bytes, words: str) -> None:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}.*{words}.*without --resume"):
+            AtlasWriter(tmp_path / "a.zarr", resume=True, **options)
+        (folder / name).write_bytes(whole)
+
+    for part in ("data", "indices"):
+        name = f"X/{state[part]['folder']}/c/{state[part]['shard']}"
+        size = sum(state[part]["index"][-1])
+        shard = bytearray((folder / name).read_bytes())
+        assert len(shard) >= size > 100
+        refused(name, bytes(shard[: size - 1]), "damaged .ends after")
+        for at in (0, size // 2, size - 1):
+            flipped = bytearray(shard)
+            flipped[at] ^= 8
+            refused(name, bytes(flipped), "damaged")
+    pointers = (folder / "indptr.spill").read_bytes()
+    refused("indptr.spill", pointers[: 8 * state["rows_done"]], "damaged")
+    refused("indptr.spill", pointers[:800] + b"\0" + pointers[801:], "damaged")
+    for key in ("data", "rows_done", "pointers_crc32", "chunk_elements", "settings"):
+        refused("state.json", json.dumps({name: value for name, value in state.items() if name != key}).encode(), "")
+    refused("state.json", json.dumps({**state, "data": {**state["data"], "index": [3]}}).encode(), "")
+    refused("state.json", b"[]", "")
+    with AtlasWriter(tmp_path / "a.zarr", resume=True, **options) as writer:
+        for chunk in chunks(x, 100, writer.rows_done):
+            writer.append(chunk)
+        writer.finish(var=var(100))
+    write(tmp_path / "whole.zarr", x, chunk_rows=10, checkpoint_elements=1)
+    assert digest(tmp_path / "whole.zarr") == digest(tmp_path / "a.zarr")
+
+
 def test_metadata_is_what_anndata_writes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zarr", counts(20, 10), obs={"t": pd.Categorical(["u", "v"] * 10)})
     for name, kind in [

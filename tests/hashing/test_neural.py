@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -165,10 +166,23 @@ def test_a_checkpoint_of_other_settings_or_damaged_is_refused(small_h5ad: Path, 
         learn(small_h5ad, short, seed=1, checkpoint_dir=tmp_path, resume=True)
     with pytest.raises(SettingsError, match="settings"):
         learn(small_h5ad, SMALL, checkpoint_dir=tmp_path, resume=True)
-    tensors = tmp_path / "step-00000006.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:1000])
-    with pytest.raises(InputError, match="damaged"):
-        learn(small_h5ad, short, checkpoint_dir=tmp_path, resume=True)
+    tensors, meta = tmp_path / "step-00000006.safetensors", tmp_path / "checkpoint.json"
+    whole, text = tensors.read_bytes(), meta.read_text()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    state = json.loads(text)
+    others = ({"state": {}}, {"state": {**state["state"], "step": -5}}, {"made_from": None}, {"tensors": "../x"})
+    for damaged, said in (
+        (whole[:1000], text),
+        (bytes(flipped), text),
+        *((whole, json.dumps({**state, **other})) for other in others),
+        (whole, "[]"),
+        (whole, "[" * 100_000),
+    ):
+        tensors.write_bytes(damaged)
+        meta.write_text(said)
+        with pytest.raises(InputError, match="the checkpoint is damaged"):
+            learn(small_h5ad, short, checkpoint_dir=tmp_path, resume=True)
 
 
 def test_training_stops_early_and_keeps_the_best_weights(small_h5ad: Path) -> None:

@@ -79,6 +79,15 @@ def test_what_a_stage_drops_is_said(run: Run) -> None:
     assert "dropped" not in cluster(run.path, n_clusters=3)
 
 
+def test_pseudotime_goes_with_majority_labels(run: Run) -> None:
+    root = next(iter(majority_labels(run)["cells"]))
+    trajectory(Run.open(run.path), root=root, by="label_majority")
+    record = cluster(run.path, n_clusters=4)
+    assert record["dropped"] == ["label_majority", "pseudotime"]
+    assert "pseudotime" not in Run.open(run.path).cell_columns()
+    assert "trajectory" not in Run.open(run.path).meta["stages"]
+
+
 def test_a_run_into_which_a_stage_writes_is_not_replaced(run: Run, small_h5ad: Path) -> None:
     before = column(run.path, "cluster")
     with hold_run(run.path, run.meta), pytest.raises(PartialRunError, match=r"finalize .*run --force"):

@@ -26,6 +26,7 @@ from hashstream.errors import HashStreamError, InputError, SettingsError, Target
 from hashstream.kernels import encode_rows
 from hashstream.kernels import reference_retrieve as plain
 from hashstream.runtime.database import ReferenceDatabase
+from hashstream.runtime.files import remove
 from hashstream.runtime.run import Run
 from hashstream.stages.encode import encode
 from hashstream.stages.neighbours import NeighbourSettings, neighbours
@@ -134,6 +135,15 @@ def test_what_cannot_be_built(runs: Path, built: Path, tmp_path: Path) -> None:
         add_to_reference(built, [runs / "a"])
     with pytest.raises(InputError, match="obs has no column 'nothing'"):
         build("a", labels="nothing")
+    # A store that two runs share would be counted twice.
+    encode([runs / "a.h5ad", runs / "b.h5ad"], tmp_path / "both", hasher=runs / "a" / "hasher")
+    with pytest.raises(InputError, match=r"both: cells of it are in .*a already \(the same input, .*a.h5ad\)"):
+        build_reference([runs / "a", tmp_path / "both"], tmp_path / "new", labels="cell_type")
+    with pytest.raises(InputError, match=r"a: cells of it are in .*both already"):
+        build_reference([tmp_path / "both", runs / "a"], tmp_path / "new", labels="cell_type")
+    with pytest.raises(InputError, match=r"both: cells of it are in .*db already \(the same input, .*a.h5ad\)"):
+        add_to_reference(built, [tmp_path / "both"])
+    remove(tmp_path / "both")
     with pytest.raises(SettingsError, match="named twice"):
         build("a", batch_key="cell_type")
     with pytest.raises(SettingsError, match="no run given"):

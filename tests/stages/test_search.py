@@ -153,6 +153,14 @@ def test_errors_say_what_to_do(runs: Path, tmp_path: Path) -> None:
             SearchSettings(**settings)  # type: ignore[arg-type]
 
 
+def test_codes_too_wide_for_an_index(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "MAX_WORDS", 0)
+    options = {"queries": runs / "b", "target": tmp_path / "out.parquet"}
+    with pytest.raises(SettingsError, match=r"at most 0 bits; these have 64.*--search-by scan"):
+        search(runs / "a", settings=SearchSettings(k=1, method="index"), **options)  # type: ignore[arg-type]
+    assert search(runs / "a", settings=SearchSettings(k=1, method="scan"), **options)["queries"] == 120  # type: ignore[arg-type]
+
+
 def test_what_fails_midway_leaves_nothing(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "_BLOCK_QUERIES", 50)
     whole = Run.codes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hashstream.errors import InputError, SettingsError
-from hashstream.runtime.files import remove, write_json
+from hashstream.runtime.files import file_digest, remove, write_json
 
 _META = "checkpoint.json"
 _PREFIXES = ("model", "best")
@@ -39,7 +40,8 @@ def save_checkpoint(
     with aside.open("rb") as handle:
         os.fsync(handle.fileno())
     aside.replace(folder / name)
-    write_json(folder / _META, {"tensors": name, "state": state, "made_from": made_from})
+    content = {"tensors": name, "tensors_sha256": file_digest(folder / name), "state": state, "made_from": made_from}
+    write_json(folder / _META, {**content, "sha256": _digest(content)})
     for old in folder.glob("step-*"):
         if old.name != name:
             remove(old)
@@ -64,7 +66,11 @@ def load_checkpoint(
         return None
     try:
         meta = json.loads((folder / _META).read_text())
+        if meta.pop("sha256") != _digest(meta):
+            raise ValueError(f"{_META} is not what its checksum says")
         _check_origin(folder, meta["made_from"], made_from)
+        if file_digest(folder / Path(meta["tensors"]).name) != meta["tensors_sha256"]:
+            raise ValueError(f"{meta['tensors']} is not what its checksum says")
         tensors = load_file(folder / Path(meta["tensors"]).name)
         parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (*_PREFIXES, "optimiser")}
         for key, tensor in tensors.items():
@@ -74,10 +80,14 @@ def load_checkpoint(
         optimiser.load_state_dict(_optimiser_state(optimiser, parts["optimiser"]))
         device = next(model.parameters()).device
         return dict(meta["state"]), {name: tensor.to(device) for name, tensor in parts["best"].items()}
-    except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError, OSError) as error:
+    except (AttributeError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError, OSError) as error:
         raise InputError(
             f"{folder}: the checkpoint is damaged ({type(error).__name__}: {error}). Start over without --resume."
         ) from error
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode()).hexdigest()
 
 
 def _optimiser_state(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
