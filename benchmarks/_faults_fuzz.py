@@ -101,13 +101,14 @@ def _close(atlas: Any) -> None:
 def source_counts(path: Path) -> NDArray[np.int64]:
     """Dense counts by way of the readers of `ingest`."""
     from hashstream.atlas.ingest._detect import opened
+    from hashstream.atlas.ingest._gene_names import number_repeated
     from hashstream.atlas.ingest._run import _check_source, _rows
     from hashstream.atlas.ingest._source import Budget
-    from hashstream.atlas.ingest._tables import join_obs, join_var, match_genes, name_genes
+    from hashstream.atlas.ingest._tables import join_obs, join_var, match_genes
 
     with opened(path, layer=None, transpose=None) as source:
         _check_source(source)
-        name_genes(source, make_unique=False)
+        number_repeated(source, make_unique=False)
         names, maps, _ = match_genes([source], "intersection")
         join_var([source], names)
         join_obs([source], "batch")

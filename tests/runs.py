@@ -21,4 +21,4 @@ def note_stage(run: Run, stage: str, record: Mapping[str, Any]) -> None:
 def accept_files(run: Path) -> None:
     """Have the record tell of the files as they are now, so that what is in them is looked at."""
     meta = read_record(run)
-    write_record(run, {**meta, "files": digests_of(run, tuple(meta["files"]))})
+    write_record(run, {**meta, "files": digests_of(run)})

@@ -14,14 +14,15 @@ from typing import Any
 
 from hashstream.errors import InputError
 
+RUN_FILES = ("codes.zarr", "buckets.parquet", "landmarks.parquet", "cells.parquet")
 _END = 4096  # bytes of either end
 _PARQUET_TAIL = 8  # four bytes of the footer's length, and PAR1
 _MOST_FOOTER = 1 << 26
 
 
-def digests_of(run: Path, names: tuple[str, ...]) -> dict[str, str]:
+def digests_of(run: Path) -> dict[str, str]:
     """For each file or zarr array of a run its digest, as `check_files` wants them in the record."""
-    return {name: digest_of(run / name) for name in names}
+    return {name: digest_of(run / name) for name in RUN_FILES}
 
 
 def digest_of(path: Path, name: str = "") -> str:
@@ -60,11 +61,14 @@ def check_files(run: Path, meta: Mapping[str, Any]) -> None:
 
     Records of earlier versions tell of none.
     """
-    stated = meta.get("files", {})
-    for name, digest in stated.items() if isinstance(stated, dict) else ():
+    stated = meta.get("files")
+    if not isinstance(stated, dict):
+        return
+    for name in RUN_FILES:
         if not (run / name).exists():
             raise InputError(f"{run}: the run has no {name}; it is damaged. Encode again.")
-        if digest_of(run / name) != digest:
+    for name in RUN_FILES:
+        if digest_of(run / name) != stated.get(name):
             raise InputError(
                 f"{run / name}: not what run.json tells of: it is damaged, or of another run. Restore it from a copy, "
                 "or encode again."

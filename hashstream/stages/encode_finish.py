@@ -27,7 +27,7 @@ from hashstream.runtime.parquet import write_landmarks, write_tokens
 from hashstream.runtime.pipeline import use_fastest_pipeline
 from hashstream.runtime.provenance import Timings, peak_rss_bytes, versions
 from hashstream.runtime.record import META, write_record
-from hashstream.runtime.run import BATCH_ROWS, BUCKETS, CELLS, CODES, HASHER, LANDMARKS, Run, cell_writer
+from hashstream.runtime.run import BATCH_ROWS, BUCKETS, CELLS, HASHER, LANDMARKS, Run, cell_writer
 from hashstream.runtime.run_files import digests_of
 from hashstream.runtime.run_lock import hold_replaced
 from hashstream.stages.encode_plan import EncodeSettings
@@ -119,7 +119,7 @@ def finish(
         "projected_peak_bytes": projected,
         "peak_rss_bytes": peak_rss_bytes(),
         "stages": {},
-        "files": digests_of(work.path, (CODES, BUCKETS, LANDMARKS, CELLS)),
+        "files": digests_of(work.path),
     }
     write_record(work.path, meta)
     return name_run(work, target, meta, holds_target=holds_target)

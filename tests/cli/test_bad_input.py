@@ -12,9 +12,11 @@ import pytest
 import scipy.sparse as sp
 from click.testing import Result
 
+from hashstream.errors import InputError
 from hashstream.runtime.run import Run
 from hashstream.runtime.schema import FORMAT_VERSION
 from tests import damage
+from tests.runs import accept_files
 from tests.synthetic import make_adata
 
 Cli = Callable[..., Result]
@@ -225,9 +227,8 @@ def test_damaged_runs(hashstream: Cli, small_h5ad: Path, tmp_path: Path) -> None
     content = bytearray(codes.read_bytes())
     content[200] ^= 1
     codes.write_bytes(content)
-    from hashstream.errors import InputError
-    from hashstream.runtime.run import Run
-
+    expect_failure(hashstream("cluster", run), "codes.zarr: not what run.json tells of")
+    accept_files(run)
     with pytest.raises(InputError, match=r"codes.zarr: rows 0 to 600"):
         Run.open(run).codes()
     (run / "buckets.parquet").write_bytes((run / "buckets.parquet").read_bytes()[:-50])

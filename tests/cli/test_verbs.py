@@ -151,7 +151,8 @@ def test_export_of_several_stores(hashstream: Cli, small_adata: anndata.AnnData,
         assert hashstream("export", tmp_path / "run", "--to", tmp_path / name).exit_code == 0
         out = anndata.read_h5ad(tmp_path / name) if name.endswith("h5ad") else anndata.read_zarr(tmp_path / name)
         assert list(out.obs_names) == list(whole.obs_names)
-        assert list(out.obs.columns) == ["cell_type", "batch", "depth", "bucket"]
+        assert list(out.obs.columns) == ["cell_type", "batch", "depth", "own", "bucket"]
+        assert out.obs["own"].isna().tolist() == [True] * 250 + [False] * (whole.n_obs - 250)
         for column in ("cell_type", "batch", "depth"):
             assert out.obs[column].tolist() == whole.obs[column].tolist()
         assert (out.X != whole.X).nnz == 0

@@ -30,7 +30,7 @@ from hashstream.stages.encode_plan import EncodeSettings
 from hashstream.stages.evaluate import evaluate
 from hashstream.stages.markers import MarkersSettings, markers
 from hashstream.stages.report import ReportSettings, report
-from tests.runs import note_stage
+from tests.runs import accept_files, note_stage
 
 BUDGET = "2GiB"
 EPOCHS = layout.EPOCHS
@@ -513,7 +513,18 @@ def test_tables_that_are_not_the_runs(folder: Path, tmp_path: Path) -> None:
 )
 def test_odd_entries_of_the_record_are_left_out(odd: Any, run: Path, tmp_path: Path) -> None:
     meta = dict(Run.open(run).meta)
-    needed = {"n_cells", "n_bits", "n_dims", "n_buckets", "bucket_bits", "format_version", "hasher", "stages", "input"}
+    needed = {
+        "n_cells",
+        "n_bits",
+        "n_dims",
+        "n_buckets",
+        "bucket_bits",
+        "format_version",
+        "hasher",
+        "stages",
+        "input",
+        "files",
+    }
     meta |= {name: odd for name in meta if name not in needed}
     meta["hasher"] = {**dict.fromkeys(meta["hasher"], odd), "fingerprint": "0"}
     meta["input"] = {**dict.fromkeys(meta["input"], odd), "paths": meta["input"]["paths"]}
@@ -572,6 +583,7 @@ def test_damaged_cells(run: Path, tmp_path: Path) -> None:
         ("cluster", pd.Categorical.from_codes([-1] * 600, ["0"]), "are missing|has type"),
     ):
         cells.assign(**{column: value}).to_parquet(run / "cells.parquet", index=False)
+        accept_files(run)
         with pytest.raises(InputError, match=match):
             report(run, target=tmp_path / "r.html")
         (run / "cells.parquet").write_bytes(good)
@@ -583,6 +595,7 @@ def test_landmarks_that_are_not_finite(run: Path, tmp_path: Path) -> None:
     for damaged in (np.roll(row, 1), row + 1, row - 1):
         swapped = table.set_column(0, table.schema.field("row"), pa.chunked_array([damaged]))
         pa.parquet.write_table(swapped, run / "landmarks.parquet")
+        accept_files(run)
         with pytest.raises(InputError, match="landmarks.parquet: rows out of order"):
             report(run, target=tmp_path / "r.html")
 
