@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smaller", default=str(SMALLER), help="sizes beside it, for growth and for scanpy's")
     parser.add_argument("--reference-cells", type=int, default=100_000)
     parser.add_argument("--peers", default="25000,50000,100000,200000,400000", help="sizes for the peers; empty: none")
-    parser.add_argument("--peers-from", type=Path, help="JSON of an earlier run on this machine, for its peers")
+    parser.add_argument("--peers-from", type=Path, help="JSON of an earlier run, for what of its peers is not measured anew")
     parser.add_argument("--peer-names", default=";".join(PEERS))
     parser.add_argument("--scarf-python", type=Path, help="Python of an environment with Scarf, if that is a peer")
     parser.add_argument("--most-s", type=float, default=600.0, help="seconds that a peer may take")
@@ -222,10 +222,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     sizes = [int(n) for n in options.peers.split(",") if n]
     earlier = {"peers": []} if options.peers_from is None else json.loads(options.peers_from.read_text())
-    found = earlier["peers"] + peers(
+    measured = peers(
         sizes, options.peer_names.split(";"), most_s=options.most_s, most_mib=options.most_gib * 1024,
         scarf_python=options.scarf_python,
     )  # fmt: skip
+    anew = {(row["peer"], row["cells"]) for row in measured}
+    found = [row for row in earlier["peers"] if (row["peer"], row["cells"]) not in anew] + measured
+    found.sort(key=lambda row: (str(row["peer"]), int(row["cells"])))
     own = {int(n) for n in options.smaller.split(",") if n} | {options.cells}
     own |= {row["cells"] for row in found if row["peer"] == "scanpy" and row["ended"] == "done"}
     reference = simulated(options.reference_cells)
