@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smaller", default=str(SMALLER), help="sizes beside it, for growth and for scanpy's")
     parser.add_argument("--reference-cells", type=int, default=100_000)
     parser.add_argument("--peers", default="25000,50000,100000,200000,400000", help="sizes for the peers; empty: none")
-    parser.add_argument("--peers-from", type=Path, help="JSON of an earlier run, for what of its peers is not measured anew")
+    parser.add_argument("--peers-from", type=Path, help="JSON of an earlier run, for peers not measured anew")
     parser.add_argument("--peer-names", default=";".join(PEERS))
     parser.add_argument("--scarf-python", type=Path, help="Python of an environment with Scarf, if that is a peer")
     parser.add_argument("--most-s", type=float, default=600.0, help="seconds that a peer may take")
