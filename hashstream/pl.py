@@ -230,6 +230,8 @@ def _column(
         if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
             return column.to_numpy(np.float64, na_value=np.nan)
         codes, names = categories(column, name)
+        if not names:
+            raise InputError(f"{run.path}: obs[{name!r}] of its atlas holds no values.")
     cells = np.bincount(codes[codes >= 0], minlength=len(names))
     order = np.argsort(-cells, kind="stable")
     place = np.full(len(names) + 1, -1, np.int32)  # the last is of cells without a value

@@ -43,6 +43,7 @@ def run_of_types(small_h5ad: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     adata.obs["depth"] = np.asarray(adata.X.sum(axis=1)).ravel()
     adata.obs["late"] = adata.obs["depth"] > adata.obs["depth"].median()
     adata.obs["_odd $x$"] = pd.Categorical(np.where(np.arange(adata.n_obs) < 9, None, adata.obs["batch"]))
+    adata.obs["blank"] = pd.Categorical([None] * adata.n_obs)
     adata.write_h5ad(folder / "atlas.h5ad")
     run = hashstream.pp.encode(folder / "atlas.h5ad", folder / "run")
     hashstream.tl.cluster(run, n_clusters=4)
@@ -229,6 +230,8 @@ def test_a_map_by_numbers_and_in_given_axes(pyplot: Any, run_of_types: hashstrea
     assert sum(map(len, points_of(odd))) == 600  # those without a value are grey
     with pytest.raises(InputError, match="no column 'nothing'"):
         hashstream.pl.map(run_of_types, "nothing")
+    with pytest.raises(InputError, match=r"obs\['blank'\] of its atlas holds no values"):
+        hashstream.pl.map(run_of_types, "blank")
     with pytest.raises(SettingsError, match="points"):
         hashstream.pl.map(run_of_types, points=0)
 

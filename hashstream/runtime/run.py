@@ -344,9 +344,10 @@ class Run:
                 replace_cells(self.path, aside, meta)
             finally:
                 aside.unlink(missing_ok=True)
-            for one in stale:
-                for name in _FILES.get(one, ()):
-                    (self.path / name).unlink(missing_ok=True)
+            for one, names_of_files in _FILES.items():
+                if one not in meta["stages"]:  # also what a killed stage left
+                    for name in names_of_files:
+                        (self.path / name).unlink(missing_ok=True)
             return replace(self, meta=meta)
 
     def _write_cell_columns(

@@ -168,9 +168,9 @@ def cluster(
         torn = found.confidence < UNSURE
         counter = PairCounter(found.n_clusters)
         counter.add(labels[torn], rank[found.other[torn]], tokens.counts[torn])
-        mixed = _mixed(UNSURE, counter.pairs(), run.n_cells)
+        mixed = _mixed(UNSURE, counter.pairs(), int(sizes.sum()))
     else:
-        mixed = _mixed(UNSURE_PROBABILITY, cells.unsure, run.n_cells)
+        mixed = _mixed(UNSURE_PROBABILITY, cells.unsure, int(sizes.sum()))
     record = {
         "method": method,
         "n_clusters": len(sizes),
@@ -241,7 +241,8 @@ def _cluster_landmarks(
         seed=seed,
         n_threads=available_threads(),
     )
-    sizes = [run.n_cells] if cells is None else cells.sizes.tolist()
+    n_empty = int(np.count_nonzero(empty_cells(run))) if run.has_empty_cells else 0
+    sizes = [run.n_cells - n_empty] if cells is None else cells.sizes.tolist()
     record = {
         "method": method,
         "n_clusters": len(sizes),
@@ -252,7 +253,7 @@ def _cluster_landmarks(
         "bucket_bits": run.n_bits,
         "batch_key": None,
         "sizes": sizes,
-        "mixed": _mixed(UNSURE_PROBABILITY, PairCounter(1).pairs() if cells is None else cells.unsure, run.n_cells),
+        "mixed": _mixed(UNSURE_PROBABILITY, PairCounter(1).pairs() if cells is None else cells.unsure, sum(sizes) or 1),
         "warnings": [],
         "seed": seed,
         "seconds": round(time.perf_counter() - begin, 3),

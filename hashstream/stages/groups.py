@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashstream.errors import SettingsError
+from hashstream.errors import InputError, SettingsError
 from hashstream.runtime.arrow import numbers_of
 from hashstream.runtime.run import Run
 from hashstream.runtime.schema import CELL_COLUMNS, EMPTY_CLUSTER
+from hashstream.stages.run_atlas import open_run_obs
 from hashstream.stages.truth import run_column
 
 
@@ -51,7 +52,7 @@ def cell_groups(
     column = CELL_COLUMNS.get(by)
     if column is None or by not in present:
         if column is not None and by in ("cluster", "label", "label_majority"):
-            run.require(by)
+            _require(run, by, atlas)
         return by, *run_column(run, by, atlas=atlas)
     if column.type is None or not pa.types.is_dictionary(column.type):
         raise SettingsError(f"--by {by}: that column of {run.path} holds numbers; name one that holds groups.")
@@ -69,3 +70,20 @@ def cell_groups(
         codes = np.where(codes == none, np.int32(-1), codes - (codes > none)).astype(np.int32)
         names.remove(EMPTY_CLUSTER)
     return by, codes, names
+
+
+def _require(run: Run, by: str, atlas: Sequence[str | Path] | None) -> None:
+    """As `Run.require`, with a word on a column of obs of that name."""
+    try:
+        run.require(by)
+    except InputError as error:
+        try:
+            in_obs = any(by in store.obs_columns() for store in open_run_obs(run, atlas))
+        except InputError:  # the atlas is gone
+            in_obs = False
+        if not in_obs:
+            raise
+        raise InputError(
+            f"{error} The atlas has obs[{by!r}], but that name is always the run's column: give it another name in the "
+            "atlas to group by it."
+        ) from error

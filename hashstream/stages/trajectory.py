@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,11 @@ def trajectory(
     def column(cells: slice, buckets: NDArray[np.int32]) -> dict[str, pa.Array]:
         return {PSEUDOTIME.name: number_array(times[cells])}
 
-    run.set_cell_columns([PSEUDOTIME.name], column, stage="trajectory", record=record, made_of=[by] if by else [])
-    if target is None:
-        return record
-    _write_connections(target, ordered, connectivity, tree)
-    return record | {"path": str(target)}
+    with nullcontext() if target is None else new_file(target) as aside:  # both, or neither
+        if aside is not None:
+            _write_connections(aside, target.suffix, ordered, connectivity, tree)
+        run.set_cell_columns([PSEUDOTIME.name], column, stage="trajectory", record=record, made_of=[by] if by else [])
+    return record if target is None else record | {"path": str(target)}
 
 
 def _check(run: Run, root: str | None, root_cell: int | None, target: Path | None, *, force: bool) -> None:
@@ -257,7 +258,7 @@ def _groups_in_order(times: NDArray[np.float32], groups: NDArray[np.int32], name
 
 
 def _write_connections(
-    target: Path, names: list[str], connectivity: NDArray[np.float64], tree: list[tuple[int, int]]
+    path: Path, suffix: str, names: list[str], connectivity: NDArray[np.float64], tree: list[tuple[int, int]]
 ) -> None:
     """All pairs of groups that are connected, in the order of the groups."""
     first, second = np.nonzero(np.triu(connectivity))
@@ -272,10 +273,9 @@ def _write_connections(
         ],
         schema=arrow_schema(CONNECTION_COLUMNS),
     )
-    with new_file(target) as aside:
-        if target.suffix == ".parquet":
-            pq.write_table(table, aside, **PARQUET_OPTIONS)
-        else:
-            from pyarrow.csv import write_csv
+    if suffix == ".parquet":
+        pq.write_table(table, path, **PARQUET_OPTIONS)
+        return
+    from pyarrow.csv import write_csv
 
-            write_csv(table, aside)
+    write_csv(table, path)

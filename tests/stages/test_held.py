@@ -79,6 +79,15 @@ def test_what_a_stage_drops_is_said(run: Run) -> None:
     assert "dropped" not in cluster(run.path, n_clusters=3)
 
 
+def test_a_file_that_a_killed_stage_left_goes(run: Run) -> None:
+    (run.path / MAJORITY_FREQUENCIES).write_text("left")
+    cluster(run.path, n_clusters=4)
+    assert not (run.path / MAJORITY_FREQUENCIES).exists()
+    majority_labels(Run.open(run.path))
+    trajectory(Run.open(run.path), root="0", by="cluster")
+    assert (run.path / MAJORITY_FREQUENCIES).is_file()
+
+
 def test_pseudotime_goes_with_majority_labels(run: Run) -> None:
     root = next(iter(majority_labels(run)["cells"]))
     trajectory(Run.open(run.path), root=root, by="label_majority")

@@ -26,6 +26,7 @@ from hashstream.downstream.trajectory import (
     tree_of_groups,
 )
 from hashstream.errors import InputError, SettingsError, TargetExistsError
+from hashstream.runtime.record import read_record
 from hashstream.runtime.run import Run
 from hashstream.stages import trajectory as stage
 from hashstream.stages.annotate import annotate
@@ -33,6 +34,7 @@ from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode
 from hashstream.stages.export import export
 from hashstream.stages.trajectory import trajectory
+from tests.synthetic import make_adata
 
 N_GENES = 150
 LARGE, APART = 21_000, 300  # more cells than there are landmarks
@@ -418,3 +420,35 @@ def test_the_tree_keeps_the_strongest_connections() -> None:
     assert tree_of_groups(connectivity, 2) == [(2, 1), (1, 0), (3, 4)]
     assert tree_of_groups(connectivity, 4) == [(4, 3), (0, 1), (1, 2)]
     assert tree_of_groups(np.zeros((0, 0)), 0) == []
+
+
+def test_times_and_connections_come_together_or_not_at_all(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, target = Path(shutil.copytree(small, tmp_path / "run")), tmp_path / "t.csv"
+    before = read_record(run)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for where in ("hashstream.stages.trajectory._write_connections", "hashstream.runtime.run.Run.set_cell_columns"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, full)
+            with pytest.raises(OSError, match="No space left"):
+                trajectory(run, root="stem", by="branch", target=target)
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        assert read_record(run) == before
+
+
+def test_a_column_of_obs_under_the_name_of_the_runs(tmp_path: Path) -> None:
+    adata = make_adata(n_cells=300)
+    adata.obs["cluster"] = adata.obs["cell_type"]
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    encode(tmp_path / "a.h5ad", tmp_path / "run")
+    with pytest.raises(InputError, match=r"the run has no 'cluster' yet.*has obs\['cluster'\].*another name"):
+        trajectory(tmp_path / "run", root="type 0", by="cluster")
+    with pytest.raises(InputError, match=r"the run has no 'label' yet; make it with `[^`]*`.$"):
+        trajectory(tmp_path / "run", root="type 0", by="label")
+    (tmp_path / "a.h5ad").unlink()
+    with pytest.raises(InputError, match=r"the run has no 'cluster' yet; make it with `[^`]*`.$"):
+        trajectory(tmp_path / "run", root="type 0", by="cluster")
