@@ -25,6 +25,7 @@ from hashstream.runtime.parquet import PARQUET_OPTIONS, read_tokens
 from hashstream.runtime.record import CELLS, META, read_record, replace_cells
 from hashstream.runtime.run_files import check_files, digest_of
 from hashstream.runtime.run_lock import hold_run
+from hashstream.runtime.run_stages import FILES, HOW, MADE_BY, noted, stale_stages
 
 if TYPE_CHECKING:
     from hashstream.hashing import Hasher
@@ -260,7 +261,7 @@ class Run:
         present = self.cell_columns()
         for column in columns:
             if column not in present:
-                how = _HOW.get(column, "encode ATLAS -o {run}").format(run=shlex.quote(str(self.path)))
+                how = HOW.get(column, "encode ATLAS -o {run}").format(run=shlex.quote(str(self.path)))
                 raise InputError(f"{self.path}: the run has no {column!r} yet; make it with `hashstream {how}`.")
 
     def set_bucket_columns(
@@ -324,27 +325,27 @@ class Run:
             after this run had been opened.
         """
         with hold_run(self.path, self.meta) as meta:
-            for made_by in {_MADE_BY[column] for column in made_of if column in _MADE_BY}:
+            for made_by in {MADE_BY[column] for column in made_of if column in MADE_BY}:
                 if meta["stages"].get(made_by) != self.meta["stages"].get(made_by):
                     raise InputError(
                         f"{self.path}: `hashstream {made_by}` has changed the run meanwhile; nothing was written. Do "
                         f"this again, to see what it made."
                     )
             aside = partial_path(self.path / CELLS)
-            stale = _stale_stages(meta, stage, {*names, *without})
+            stale = stale_stages(meta, stage, {*names, *without})
             if aside.is_symlink():  # which would be followed
                 aside.unlink()
             try:
                 self._write_cell_columns(aside, names, values_of, [*without, *stale.values()])
                 said = record() if callable(record) else record
                 dropped = {"dropped": sorted(stale.values())} if stale else {}
-                meta = _noted(meta, stage, {**said, **dropped}, without=stale)
+                meta = noted(meta, stage, {**said, **dropped}, without=stale)
                 if "files" in meta:
                     meta["files"] = {**meta["files"], CELLS: digest_of(aside, CELLS)}
                 replace_cells(self.path, aside, meta)
             finally:
                 aside.unlink(missing_ok=True)
-            for one, names_of_files in _FILES.items():
+            for one, names_of_files in FILES.items():
                 if one not in meta["stages"]:  # also what a killed stage left
                     for name in names_of_files:
                         (self.path / name).unlink(missing_ok=True)
@@ -392,20 +393,6 @@ class Run:
             raise _damaged(self.path / name, error) from error
 
 
-#: The stage that makes a column, as it is called in the record, and how it is run.
-_MADE_BY = {"cluster": "cluster", "label": "annotate", "label_majority": "majority", "pseudotime": "trajectory"}
-_HOW = {
-    "cluster": "cluster {run}",
-    "cluster_confidence": "cluster {run}",
-    "label": "annotate {run} (--hasher ANCHORS | --reference REF_RUN --labels KEY)",
-    "label_majority": "annotate {run} (--hasher ANCHORS | --reference REF_RUN --labels KEY) --majority",
-    "pseudotime": "trajectory {run} --root GROUP",
-}
-#: Files of a stage beside its columns, which go with them.
-MAJORITY_FREQUENCIES = "label-frequencies.parquet"
-_FILES = {"majority": (MAJORITY_FREQUENCIES,)}
-
-
 def _whole_record(path: Path) -> dict[str, Any]:
     """The record of a run whose files are those that it tells of, though stages may replace both meanwhile."""
     while True:
@@ -423,30 +410,6 @@ def _damaged(path: Path, error: Exception | str) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path}: this user may not read it. Have its owner allow it (chmod).")
     return InputError(f"{path}: cannot be read ({error}). The run is damaged; encode again.")
-
-
-def _noted(
-    meta: Mapping[str, Any], stage: str, record: Mapping[str, Any], *, without: Collection[str] = ()
-) -> dict[str, Any]:
-    """The record of a run with what a stage says about itself, and without some other stages."""
-    kept = {name: one for name, one in meta.get("stages", {}).items() if name not in without}
-    return {**meta, "stages": {**kept, stage: dict(record)}}
-
-
-def _stale_stages(meta: Mapping[str, Any], stage: str, changed: Collection[str]) -> dict[str, str]:
-    """Other stages whose result was made of columns that change, and the column that each made."""
-    stages = meta.get("stages", {})
-    trajectory = stages.get("trajectory")
-    groups = trajectory.get("by") if isinstance(trajectory, dict) else None
-    made_of: dict[str, tuple[str, set[str]]] = {
-        "majority": (schema.LABEL_MAJORITY.name, {schema.CLUSTER.name, "label", schema.LABEL_MAJORITY.name}),
-        "trajectory": (schema.PSEUDOTIME.name, {groups} if isinstance(groups, str) else set()),
-    }
-    stale: dict[str, str] = {}
-    for name, (column, parts) in made_of.items():  # a trajectory may be one of majority labels
-        if name in stages and name != stage and not parts.isdisjoint({*changed, *stale.values()}):
-            stale[name] = column
-    return stale
 
 
 def cell_writer(path: Path, columns: tuple[schema.Column, ...]) -> pq.ParquetWriter:

@@ -68,7 +68,13 @@ def check_files(run: Path, meta: Mapping[str, Any]) -> None:
         if not (run / name).exists():
             raise InputError(f"{run}: the run has no {name}; it is damaged. Encode again.")
     for name in RUN_FILES:
-        if digest_of(run / name) != stated.get(name):
+        try:
+            found = digest_of(run / name)
+        except PermissionError as error:
+            raise InputError(
+                f"{error.filename}: this user may not read it. Have its owner allow it (chmod)."
+            ) from error
+        if found != stated.get(name):
             raise InputError(
                 f"{run / name}: not what run.json tells of: it is damaged, or of another run. Restore it from a copy, "
                 "or encode again."

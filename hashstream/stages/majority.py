@@ -17,7 +17,8 @@ from hashstream.annotate.consensus import consensus_labels
 from hashstream.runtime.arrow import category_array, numbers_of
 from hashstream.runtime.files import new_file
 from hashstream.runtime.parquet import PARQUET_OPTIONS
-from hashstream.runtime.run import MAJORITY_FREQUENCIES, Run
+from hashstream.runtime.run import Run
+from hashstream.runtime.run_stages import MAJORITY_FREQUENCIES
 from hashstream.runtime.schema import LABEL_MAJORITY
 
 

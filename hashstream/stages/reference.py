@@ -166,8 +166,9 @@ def _open_runs(runs: Sequence[Run | str | Path], database: ReferenceDatabase | N
     if not opened:
         raise SettingsError("no run given; name at least one encoded run.")
     known: dict[str, str] = {}
-    for source in [] if database is None else database.sources:
-        known |= dict.fromkeys([source.fingerprint, *source.stores], str(database.path) if database else "")
+    if database is not None:
+        for source in database.sources:
+            known |= dict.fromkeys([source.fingerprint, *source.stores], str(database.path))
     shared = opened[0].fingerprints
     for run in opened:
         if database is not None:

@@ -174,7 +174,7 @@ def trajectory(
         return {PSEUDOTIME.name: number_array(times[cells])}
 
     with nullcontext() if target is None else new_file(target) as aside:  # both, or neither
-        if aside is not None:
+        if target is not None and aside is not None:
             _write_connections(aside, target.suffix, ordered, connectivity, tree)
         run.set_cell_columns([PSEUDOTIME.name], column, stage="trajectory", record=record, made_of=[by] if by else [])
     return record if target is None else record | {"path": str(target)}

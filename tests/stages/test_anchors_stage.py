@@ -357,7 +357,7 @@ def test_a_parent_has_the_votes_of_its_children(made: Path, tmp_path: Path) -> N
 
 
 def test_majority_of_a_cluster(made: Path, hashstream: Cli) -> None:
-    from hashstream.runtime.run import MAJORITY_FREQUENCIES
+    from hashstream.runtime.run_stages import MAJORITY_FREQUENCIES
     from hashstream.stages.cluster import cluster
 
     run, words = made / "run", ("annotate", made / "run", "--hasher", made / "hasher", "--majority")

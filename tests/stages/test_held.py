@@ -11,8 +11,9 @@ import pytest
 
 from hashstream.errors import InputError, PartialRunError, SettingsError
 from hashstream.runtime.folder_lock import FolderLock
-from hashstream.runtime.run import MAJORITY_FREQUENCIES, Run
+from hashstream.runtime.run import Run
 from hashstream.runtime.run_lock import hold_run
+from hashstream.runtime.run_stages import MAJORITY_FREQUENCIES
 from hashstream.stages.annotate import annotate
 from hashstream.stages.cluster import cluster
 from hashstream.stages.encode import encode, finalize
