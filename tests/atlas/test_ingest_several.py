@@ -214,6 +214,12 @@ def test_ids_that_were_names_stay(tmp_path: Path) -> None:
     one = write_genes(tmp_path / "one.h5ad", IDS, 0, symbol=[f"g{j}" for j in range(25)])
     ingest([one], tmp_path / "out.zarr", gene_names="symbol", max_memory_bytes=BIG)
     assert list(read(tmp_path / "out.zarr").var["gene_ids"]) == IDS
+    both = write_genes(
+        tmp_path / "both.h5ad", IDS, 0, symbol=[f"g{j}" for j in range(25)], gene_ids=IDS, names_in_source=IDS[::-1]
+    )
+    ingest([both], tmp_path / "both.zarr", gene_names="symbol", max_memory_bytes=BIG)
+    kept = read(tmp_path / "both.zarr").var
+    assert [list(kept[c]) for c in ("gene_ids", "names_in_source", "names_in_source_1")] == [IDS, IDS[::-1], IDS]
     with pytest.raises(InputError, match=r"--gene-names name: no source has such a column.*one.h5ad: 'symbol'$"):
         ingest([one], tmp_path / "out2.zarr", gene_names="name", max_memory_bytes=BIG)
     twice = write_genes(tmp_path / "two.h5ad", IDS, 0, symbol=["A", "A", *[f"g{j}" for j in range(23)]])

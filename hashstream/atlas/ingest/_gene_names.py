@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain, count
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ def take_names(sources: list[Source], column: str) -> None:
     """Name genes by a column of var, where a source has it; a gene without a value keeps its name.
 
     Names that were replaced are kept in a column: ``gene_ids`` if they are Ensembl's and there is none yet, else
-    ``names_in_source``.
+    ``names_in_source``, or ``names_in_source_1``, ... where there is that.
 
     Raises
     ------
@@ -40,7 +41,8 @@ def take_names(sources: list[Source], column: str) -> None:
         if lacking.any():
             source.notes.append(f"{int(lacking.sum()):,} genes have no {column!r} and keep their names")
         stable = 2 * sum(bool(ENSEMBL_ID.match(name.upper())) for name in old) > len(old)
-        kept_as = "gene_ids" if stable and "gene_ids" not in var else "names_in_source"
+        free = chain(["gene_ids"] if stable else [], ["names_in_source"], (f"names_in_source_{i}" for i in count(1)))
+        kept_as = next(name for name in free if name not in var)
         source.var = var.assign(**{kept_as: old.to_numpy(dtype=object)}).set_axis(pd.Index(new, dtype=object))
 
 
